@@ -1,0 +1,1 @@
+"""Pruning, quantization, elastic networks, search and distillation."""

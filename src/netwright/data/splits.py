@@ -1,0 +1,127 @@
+"""What every loader returns: a training, a validation and a test part, held in memory as tensors."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from netwright import checks
+
+
+class Task(StrEnum):
+    """What is to be predicted from what; a recipe says to which of these it applies."""
+
+    IMAGE_CLASSIFICATION = "image-classification"
+    TABULAR_CLASSIFICATION = "tabular-classification"
+    TABULAR_REGRESSION = "tabular-regression"
+    NODE_CLASSIFICATION = "node-classification"
+
+    @property
+    def is_classification(self) -> bool:
+        """Whether the targets are classes."""
+        return self is not Task.TABULAR_REGRESSION
+
+
+ALL_TASKS = frozenset(Task)
+IMAGES = frozenset({Task.IMAGE_CLASSIFICATION})
+TABLES = frozenset({Task.TABULAR_CLASSIFICATION, Task.TABULAR_REGRESSION})
+
+
+class Batch(NamedTuple):
+    """Inputs ``(batch, *input_shape)`` and their targets: classes ``(batch,)`` or values ``(batch, outputs)``."""
+
+    inputs: Tensor
+    targets: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """One part of the data.
+
+    Attributes:
+        inputs: ``(samples, *input_shape)``, normalised with the statistics of the training part.
+        targets: Classes ``(samples,)`` as int64, or values ``(samples, outputs)`` in units of ``target_std``.
+        target_std: What one unit of a regression target is in the user's units; errors are reported in the latter.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    target_std: float = 1.0
+
+    def __post_init__(self) -> None:
+        if len(self.inputs) != len(self.targets):
+            checks.fail(f"targets must be as many as inputs ({len(self.inputs)})", len(self.targets))
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    @property
+    def is_classification(self) -> bool:
+        """Whether the targets are classes."""
+        return not self.targets.is_floating_point()
+
+    def take(self, indices: Tensor) -> Self:
+        """The part of these samples that ``indices`` names, in that order."""
+        return replace(self, inputs=self.inputs[indices], targets=self.targets[indices])
+
+    def batches(
+        self, batch_size: int, generator: torch.Generator | None = None, *, rank: int = 0, world_size: int = 1
+    ) -> Iterator[Batch]:
+        """Batches of one pass over the data: shuffled by ``generator``, in order without one.
+
+        The last batch may be smaller. With several processes each takes its share of every batch.
+        """
+        order = None if generator is None else torch.randperm(len(self), generator=generator)
+        for start in range(0, len(self), batch_size):
+            chosen = slice(start + rank, start + batch_size, world_size)
+            if order is None:
+                yield Batch(self.inputs[chosen], self.targets[chosen])
+            else:
+                indices = order[chosen]
+                yield Batch(self.inputs.index_select(0, indices), self.targets.index_select(0, indices))
+
+
+@dataclass(frozen=True, eq=False)
+class Splits:
+    """A data set, divided.
+
+    Attributes:
+        name: What the user called it.
+        train: For learning; all statistics of normalisation come from here.
+        val: For choosing: early stopping, hyper-parameters.
+        test: For reporting; it is read once, at the end.
+        task: What is to be predicted from what.
+        input_shape: Shape of one sample, without the batch: ``(channels, height, width)`` or ``(features,)``.
+        classes: Names of the classes in the order of their numbers; empty for regression.
+        columns: Names of the input features of a table.
+        edges: Edges ``(2, number)`` of a graph whose nodes are the samples, else ``None``.
+    """
+
+    name: str
+    train: Split
+    val: Split
+    test: Split
+    task: Task
+    input_shape: tuple[int, ...]
+    classes: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    edges: Tensor | None = None
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers a network has to give for one sample."""
+        return len(self.classes) if self.classes else self.train.targets.shape[1]
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """Apply ``function`` to the inputs of all three parts, for instance to make pictures smaller."""
+        parts = {
+            part: replace(getattr(self, part), inputs=function(getattr(self, part).inputs))
+            for part in ("train", "val", "test")
+        }
+        return replace(self, input_shape=tuple(parts["train"].inputs.shape[1:]), **parts)
+
+
+__all__ = ["ALL_TASKS", "IMAGES", "TABLES", "Batch", "Split", "Splits", "Task"]

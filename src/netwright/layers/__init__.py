@@ -1,0 +1,1 @@
+"""Drop-in modules: replace a Linear, Conv, Norm, activation or attention layer."""

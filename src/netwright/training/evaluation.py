@@ -1,0 +1,101 @@
+"""How good a trained network is on one part of the data."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from netwright import checks
+from netwright.data.splits import Split
+
+# name of a metric -> which direction is better
+METRICS: dict[str, str] = {
+    "accuracy": "higher",
+    "nll": "lower",
+    "ece": "lower",
+    "brier": "lower",
+    "noisy_accuracy": "higher",
+    "rmse": "lower",
+    "r2": "higher",
+    "noisy_rmse": "lower",
+}
+
+
+def evaluate(model: nn.Module, split: Split, *, batch_size: int = 1024) -> dict[str, float]:
+    """Accuracy, negative log-likelihood, calibration error and Brier score; RMSE and R² for regression.
+
+    - ``accuracy``: fraction of samples whose largest logit is the right class;
+    - ``nll``: mean of −log p(right class), in nats;
+    - ``ece``: expected calibration error, see :func:`calibration_error`;
+    - ``brier``: mean over samples of Σ_c (p_c − [c is right])², between 0 and 2;
+    - ``rmse``: root mean squared error, in the units of the target; ``r2``: 1 − squared error / variance of the target.
+
+    The model is run in eval mode and left in the mode it was in.
+    """
+    outputs = predict(model, split.inputs, batch_size=batch_size)
+    targets = split.targets.to(outputs.device)
+    if not split.is_classification:
+        checks.size("output of the model", outputs, -1, targets.shape[-1])
+        squared = (outputs - targets).square().mean().item()
+        spread = (targets - targets.mean(0)).square().mean().item()
+        return {
+            "rmse": math.sqrt(squared) * split.target_std,
+            "r2": 1 - squared / spread if spread > 0 else math.nan,
+        }
+    log_probabilities = outputs.log_softmax(-1)
+    probabilities = log_probabilities.exp()
+    right = functional.one_hot(targets, outputs.shape[-1])
+    return {
+        "accuracy": (outputs.argmax(-1) == targets).double().mean().item(),
+        "nll": functional.nll_loss(log_probabilities, targets).item(),
+        "ece": calibration_error(probabilities, targets),
+        "brier": (probabilities - right).square().sum(-1).mean().item(),
+    }
+
+
+def noise_robustness(model: nn.Module, split: Split, *, std: float = 0.5, seed: int = 0) -> dict[str, float]:
+    """Accuracy (or RMSE) with Gaussian noise of ``std`` on the normalised inputs, the same noise for every model."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(split.inputs.shape, generator=generator, dtype=split.inputs.dtype)
+    noisy = Split(split.inputs + std * noise.to(split.inputs.device), split.targets, split.target_std)
+    metric = "accuracy" if split.is_classification else "rmse"
+    return {f"noisy_{metric}": evaluate(model, noisy)[metric]}
+
+
+@torch.no_grad()
+def predict(model: nn.Module, inputs: Tensor, *, batch_size: int = 1024) -> Tensor:
+    """Outputs of the model in eval mode, ``(samples, outputs)``, in float32 or better, on the model's device."""
+    device = next((p.device for p in model.parameters()), inputs.device)
+    training = model.training
+    model.eval()
+    try:
+        parts = [model(chunk.to(device)) for chunk in inputs.split(batch_size)]
+    finally:
+        model.train(training)
+    outputs = torch.cat(parts)
+    return outputs.float() if outputs.dtype in (torch.float16, torch.bfloat16) else outputs
+
+
+def calibration_error(probabilities: Tensor, targets: Tensor, bins: int = 15) -> float:
+    r"""Expected calibration error with equally wide bins of confidence.
+
+    .. math:: \mathrm{ECE} = \sum_b \frac{n_b}{n} \, |\mathrm{accuracy}_b - \mathrm{confidence}_b|
+
+    Args:
+        probabilities: ``(samples, classes)``.
+        targets: Classes ``(samples,)``.
+        bins: Number of bins on (0, 1].
+
+    Source:
+        Guo, Pleiss, Sun, Weinberger 2017, arXiv:1706.04599, equation 3.
+    """
+    confidence, predicted = probabilities.double().max(-1)
+    bin_of = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    gap = (predicted == targets).double() - confidence
+    return torch.zeros(bins, dtype=torch.float64, device=gap.device).index_add_(0, bin_of, gap).abs().sum().item() / len(
+        targets
+    )
+
+
+__all__ = ["METRICS", "calibration_error", "evaluate", "noise_robustness", "predict"]
