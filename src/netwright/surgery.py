@@ -4,7 +4,8 @@ import copy
 import itertools
 import logging
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 from torch import Tensor, nn
 
@@ -76,6 +77,18 @@ def swapped(model: nn.Module) -> tuple[str, ...]:
     return names
 
 
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put ``model`` into eval mode, and every one of its modules back into the mode it was in."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
 def _maker(
     module: nn.Module, makers: Mapping[type[nn.Module], Callable[..., nn.Module]]
 ) -> Callable[..., nn.Module] | None:
@@ -124,4 +137,4 @@ def _tie(groups: list[list[tuple[nn.Module, str]]], replaced: Mapping[nn.Module,
             replaced[module]._parameters[name] = parameter
 
 
-__all__ = ["swap", "swapped"]
+__all__ = ["eval_mode", "swap", "swapped"]

@@ -11,6 +11,9 @@ from torch import Tensor
 from netwright import checks
 
 
+_BATCHES_AT_ONCE = 32
+
+
 class Task(StrEnum):
     """What is to be predicted from what; a recipe says to which of these it applies."""
 
@@ -42,7 +45,8 @@ class Split:
     """One part of the data.
 
     Attributes:
-        inputs: ``(samples, *input_shape)``, normalised with the statistics of the training part.
+        inputs: ``(samples, *input_shape)``, normalised with the statistics of the training part; for a graph the
+            numbers of the nodes ``(samples,)``, int64.
         targets: Classes ``(samples,)`` as int64, or values ``(samples, outputs)`` in units of ``target_std``.
         target_std: What one unit of a regression target is in the user's units; errors are reported in the latter.
     """
@@ -74,14 +78,16 @@ class Split:
 
         The last batch may be smaller. With several processes each takes its share of every batch.
         """
-        order = None if generator is None else torch.randperm(len(self), generator=generator)
-        for start in range(0, len(self), batch_size):
-            chosen = slice(start + rank, start + batch_size, world_size)
-            if order is None:
-                yield Batch(self.inputs[chosen], self.targets[chosen])
-            else:
-                indices = order[chosen]
-                yield Batch(self.inputs.index_select(0, indices), self.targets.index_select(0, indices))
+        if generator is None:
+            chunks = iter([self])
+        else:
+            # samples are gathered for many batches at once, which is faster than for each, and bounded in memory
+            order = torch.randperm(len(self), generator=generator).to(self.inputs.device)
+            chunks = (self.take(indices) for indices in order.split(_BATCHES_AT_ONCE * batch_size))
+        for chunk in chunks:
+            for start in range(0, len(chunk), batch_size):
+                mine = slice(start + rank, start + batch_size, world_size)
+                yield Batch(chunk.inputs[mine], chunk.targets[mine])
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,10 +100,12 @@ class Splits:
         val: For choosing: early stopping, hyper-parameters.
         test: For reporting; it is read once, at the end.
         task: What is to be predicted from what.
-        input_shape: Shape of one sample, without the batch: ``(channels, height, width)`` or ``(features,)``.
+        input_shape: Shape of one sample, without the batch: ``(channels, height, width)`` or ``(features,)``; for a
+            graph that of the features of a node.
         classes: Names of the classes in the order of their numbers; empty for regression.
         columns: Names of the input features of a table.
         edges: Edges ``(2, number)`` of a graph whose nodes are the samples, else ``None``.
+        features: Features ``(nodes, features)`` of all nodes of that graph, also of those in no part, else ``None``.
     """
 
     name: str
@@ -109,6 +117,7 @@ class Splits:
     classes: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
     edges: Tensor | None = None
+    features: Tensor | None = None
 
     @property
     def outputs(self) -> int:
@@ -116,7 +125,13 @@ class Splits:
         return len(self.classes) if self.classes else self.train.targets.shape[1]
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:
-        """Apply ``function`` to the inputs of all three parts, for instance to make pictures smaller."""
+        """Apply ``function`` to the inputs of all three parts, for instance to make pictures smaller.
+
+        For a graph it is applied to the features of the nodes.
+        """
+        if self.features is not None:
+            features = function(self.features)
+            return replace(self, features=features, input_shape=tuple(features.shape[1:]))
         parts = {
             part: replace(getattr(self, part), inputs=function(getattr(self, part).inputs))
             for part in ("train", "val", "test")

@@ -21,6 +21,8 @@ from netwright.training import Rule, Trainer
 
 Option = bool | int | float | str
 
+_RECIPE = re.compile(r"\s*([\w-]+)\s*(?:\[([^\[\]]*)\])?\s*")
+
 
 def keep(model: nn.Module, context: Splits | Trainer, **options: Option) -> nn.Module:  # noqa: ARG001
     """Leave the model as it is."""
@@ -160,23 +162,22 @@ def parse_chain(text: str) -> Chain:
     """
     if text.strip() == "baseline":
         return Chain()
+    parts = [_RECIPE.fullmatch(part) for part in re.split(r"\+(?![^\[]*\])", text)]
+    if not all(parts):
+        raise checks.InputError(f"recipes must look like phm[n=2]+gradient-noise, got {text!r}")
     chain = Chain()
-    for part in re.split(r"\+(?![^\[]*\])", text):
-        match = re.fullmatch(r"\s*([\w-]+)\s*(?:\[([^\[\]]*)\])?\s*", part)
-        if match is None:
-            raise checks.InputError(f"recipes must look like phm[n=2]+gradient-noise, got {text!r}")
-        name, options = match.groups()
+    for name, options in (part.groups() for part in parts if part):
         checks.known("recipe", name, all_recipes())
-        chain |= all_recipes()[name].with_options(**_parse_options(options or "", part))
+        chain |= all_recipes()[name].with_options(**_parse_options(options or ""))
     return chain
 
 
-def _parse_options(text: str, part: str) -> dict[str, Any]:
+def _parse_options(text: str) -> dict[str, Any]:
     options = {}
     for item in filter(None, map(str.strip, text.split(","))):
         name, equals, value = map(str.strip, item.partition("="))
         if not (name.isidentifier() and equals and value):
-            raise checks.InputError(f"options must look like [name=value,…], got {part.strip()!r}")
+            raise checks.InputError(f"options must look like [name=value,…], got [{text}]")
         try:
             options[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):

@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from netwright import checks
 from netwright.data.splits import Split
+from netwright.surgery import eval_mode
 
 # name of a metric -> which direction is better
 METRICS: dict[str, str] = {
@@ -67,13 +68,8 @@ def noise_robustness(model: nn.Module, split: Split, *, std: float = 0.5, seed: 
 def predict(model: nn.Module, inputs: Tensor, *, batch_size: int = 1024) -> Tensor:
     """Outputs of the model in eval mode, ``(samples, outputs)``, in float32 or better, on the model's device."""
     device = next((p.device for p in model.parameters()), inputs.device)
-    training = model.training
-    model.eval()
-    try:
-        parts = [model(chunk.to(device)) for chunk in inputs.split(batch_size)]
-    finally:
-        model.train(training)
-    outputs = torch.cat(parts)
+    with eval_mode(model):
+        outputs = torch.cat([model(chunk.to(device)) for chunk in inputs.split(batch_size)])
     return outputs.float() if outputs.dtype in (torch.float16, torch.bfloat16) else outputs
 
 

@@ -5,6 +5,8 @@ from typing import Any, Protocol
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins import Precision
+from lightning_fabric.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
@@ -53,9 +55,12 @@ class Backprop:
         clip_norm: float | None = None,
     ) -> None:
         self.fabric = fabric or make_fabric()
-        self.model: Any
-        self.optimizer: Any
-        self.model, self.optimizer = self.fabric.setup(model, optimizer)
+        self.model: Any = self.fabric.to_device(model)
+        self.optimizer: Any = optimizer
+        self.backward: Callable[[Tensor], None] = torch.autograd.backward
+        if not _is_plain(self.fabric):
+            self.model, self.optimizer = self.fabric.setup(model, optimizer)
+            self.backward = self.fabric.backward
         self.loss = loss
         self.scheduler = scheduler
         self.clip_norm = clip_norm
@@ -64,13 +69,25 @@ class Backprop:
         """One forward pass, one backward pass, one update."""
         loss = self.loss(self.model(batch.inputs), batch.targets)
         self.optimizer.zero_grad()
-        self.fabric.backward(loss)
+        self.backward(loss)
         if self.clip_norm is not None:
-            self.fabric.clip_gradients(self.model, self.optimizer, max_norm=self.clip_norm, error_if_nonfinite=False)
+            self._clip(self.clip_norm)
         self.optimizer.step()
         if self.scheduler is not None:
             self.scheduler.step()
         return {"loss": loss.detach()}
+
+    def _clip(self, norm: float) -> None:
+        if _is_plain(self.fabric):
+            nn.utils.clip_grad_norm_(self.model.parameters(), norm)
+        else:
+            self.fabric.clip_gradients(self.model, self.optimizer, max_norm=norm, error_if_nonfinite=False)
+
+
+def _is_plain(fabric: Fabric) -> bool:
+    """Whether there is one device in single precision, where Fabric's wrappers change nothing but cost time."""
+    strategy = fabric.strategy
+    return isinstance(strategy, SingleDeviceStrategy) and type(strategy.precision) is Precision
 
 
 def make_fabric(

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from netwright.data.splits import Splits
 from netwright.training.budget import Budget, Settings
-from netwright.training.fit import History, Observer, fit, make_backprop
+from netwright.training.fit import History, fit, make_backprop
 from netwright.training.rules import Rule
 
 
@@ -28,8 +28,8 @@ class Trainer:
         fabric: Device, precision and distribution.
         make_rule: Makes the learning rule for a model; plain backprop if not given.
         patience: Evaluations without a better validation loss after which training stops.
-        observer: Called with every record of every round.
         initial_state: The weights before training, by name.
+        histories: What happened in each round of training so far.
     """
 
     splits: Splits
@@ -39,8 +39,8 @@ class Trainer:
     fabric: Fabric
     make_rule: Callable[[nn.Module, Self], Rule] | None = None
     patience: int | None = None
-    observer: Observer | None = None
     initial_state: Mapping[str, Tensor] = field(default_factory=dict)
+    histories: list[History] = field(default_factory=list)
 
     @property
     def max_steps(self) -> int | None:
@@ -63,7 +63,7 @@ class Trainer:
             rule = make_backprop(model, self.settings, part.max_steps, self.fabric)
         else:
             rule = self.make_rule(model, part)
-        return fit(
+        history = fit(
             model,
             self.splits,
             part.budget,
@@ -72,8 +72,9 @@ class Trainer:
             seed=self.seed,
             fabric=self.fabric,
             patience=self.patience,
-            observer=self.observer,
         )
+        self.histories.append(history)
+        return history
 
 
 __all__ = ["Trainer"]

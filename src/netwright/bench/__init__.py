@@ -1,0 +1,1 @@
+"""Compare and reproduce: runner, store, statistics, report."""

@@ -1,0 +1,277 @@
+"""Compare ideas on the user's own model and data: same budget, paired seeds, corrected statistics."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from netwright import checks
+from netwright.bench.arm import Study, build_arm, run_arm
+from netwright.bench.runner import Executor, LocalExecutor, run_cells
+from netwright.bench.stats import ArmComparison, Difference, Summary, compare_arms, summarise
+from netwright.bench.store import Outcome, Store
+from netwright.data import Task
+from netwright.recipes import parse_chain
+from netwright.training import METRICS, Budget, Settings
+
+BASELINE = "baseline"
+COSTS = {
+    "parameters": "parameters",
+    "nonzero": "parameters that are not zero",
+    "macs": "multiply-adds per sample",
+    "saved_bytes": "bytes saved for backward, batch 64",
+    "peak_bytes": "peak bytes of a training step, batch 64",
+    "latency_1": "latency, batch 1 (s)",
+    "latency_64": "latency, batch 64 (s)",
+    "train_seconds": "training time (s)",
+}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What came out of one arm.
+
+    Attributes:
+        name: The chain of recipes, as the user wrote it.
+        metrics: Test metrics over the seeds that finished.
+        costs: Means over these seeds.
+        versus: Comparison with the baseline in every metric; empty for the baseline.
+        curves: For each seed, the evaluations during training.
+        failed: For each seed that failed, the reason.
+    """
+
+    name: str
+    metrics: Mapping[str, Summary]
+    costs: Mapping[str, float]
+    versus: Mapping[str, ArmComparison]
+    curves: Mapping[int, Sequence[Mapping[str, float]]]
+    failed: Mapping[int, str]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The result of a comparison; arms are in the order in which they were given, the baseline first.
+
+    Attributes:
+        study: What all arms shared.
+        seeds: The seeds.
+        metric: The metric that decides.
+        arms: The arms.
+        pareto: For each cost, the arms that no other arm beats in both this cost and the metric.
+    """
+
+    study: Study
+    seeds: tuple[int, ...]
+    metric: str
+    arms: tuple[Arm, ...]
+
+    @property
+    def failed(self) -> bool:
+        """Whether any cell failed."""
+        return any(arm.failed for arm in self.arms)
+
+    def pareto(self, cost: str = "nonzero") -> tuple[str, ...]:
+        """Names of the arms that no other arm beats in both ``cost`` and the metric that decides."""
+        sign = 1 if METRICS[self.metric] == "higher" else -1
+        points = [(a.name, a.costs[cost], sign * a.metrics[self.metric].mean) for a in self.arms if a.metrics]
+        return tuple(
+            name
+            for name, price, score in points
+            if not any(p <= price and s >= score and (p, s) != (price, score) for _, p, s in points)
+        )
+
+    def table(self) -> Table:
+        """The verdicts and the main costs, for a terminal."""
+        title = f"{self.study.name}: {self.metric} on the test part, {_count(len(self.seeds), 'seed')}"
+        table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
+        table.add_column("arm", overflow="fold", min_width=18)
+        for heading in (self.metric, "difference", "verdict", "parameters", "train s"):
+            table.add_column(heading, justify="left" if heading == "verdict" else "right", no_wrap=True)
+        front = self.pareto()
+        for arm in self.arms:
+            name = escape(f"{arm.name} ◆" if arm.name in front else arm.name)
+            if not arm.metrics:
+                table.add_row(name, "failed", "", f"[red]{_count(len(arm.failed), 'seed')} failed[/]", "", "")
+                continue
+            versus = arm.versus.get(self.metric)
+            verdict = "" if versus is None else _COLOURED[versus.verdict]
+            if arm.failed:
+                verdict += f" [red]({len(arm.failed)} failed)[/]"
+            table.add_row(
+                name,
+                _with_interval(arm.metrics[self.metric]),
+                "" if versus is None else _with_interval(versus.difference, signed=True),
+                verdict,
+                f"{arm.costs['nonzero']:,.0f}",
+                f"{arm.costs['train_seconds']:.1f}",
+            )
+        notes = ["◆ Pareto front: no other arm is better with fewer parameters. Pruned ones do not count."]
+        if len(self.seeds) < 2:
+            notes.append("One seed gives no interval and no verdict: run at least 2, better 5 (--seeds 5).")
+        else:
+            notes.append("± is a 95 % interval over seeds; verdicts are paired by seed, Holm-corrected over the arms.")
+        table.caption = "\n".join(notes)
+        return table
+
+    def to_json(self) -> dict[str, Any]:
+        """The whole result as JSON values."""
+        return {
+            "study": asdict(self.study),
+            "seeds": list(self.seeds),
+            "metric": self.metric,
+            "arms": [asdict(arm) for arm in self.arms],
+            "pareto": {cost: list(self.pareto(cost)) for cost in COSTS},
+        }
+
+
+def compare(
+    data: str,
+    model: str = "mlp",
+    tries: Sequence[str] = (),
+    *,
+    seeds: Sequence[int] = tuple(range(5)),
+    budget: Budget | str = "20epochs",
+    settings: Settings | None = None,
+    metric: str | None = None,
+    data_options: Mapping[str, Any] | None = None,
+    patience: int | None = None,
+    noise: float = 0.5,
+    accelerator: str = "cpu",
+    precision: str = "32-true",
+    workers: int = 1,
+    executor: Executor | None = None,
+    store: Store | None = None,
+    console: Console | None = None,
+    retry_failed: bool = False,
+) -> Comparison:
+    """Train the model without and with each of the ideas, under one budget, and compare.
+
+    Args:
+        data: What :func:`netwright.data.load` takes: a name, a CSV, an NPZ, a folder.
+        model: A name (``"mlp"``), or a file and its function (``"model.py:build"``).
+        tries: Chains of recipes, such as ``"phm[n=2]+lottery-ticket"``; the baseline needs no mention.
+        seeds: One number decides division of the data, first weights and order of the data, the same for all arms.
+        budget: What every arm may spend, the training inside of recipes included.
+        settings: Optimiser, learning rate, batch size.
+        metric: What decides; accuracy, or RMSE for regression, if not given.
+        data_options: Further arguments of ``load``, such as ``{"target": "churn"}``.
+        patience: Epochs without a better validation loss after which an arm stops early.
+        noise: Standard deviation of the input noise of the robustness metric.
+        accelerator: Fabric's name of the device.
+        precision: Fabric's name of the precision.
+        workers: Processes side by side.
+        executor: Where cells run instead; local processes if not given.
+        store: Where finished cells are kept; ``.netwright/runs.db`` if not given.
+        console: Where progress is shown; nowhere if not given.
+        retry_failed: Run cells again that failed before.
+
+    Raises:
+        InputError: If anything does not fit together; nothing has been trained then.
+
+    Example:
+        >>> import tempfile
+        >>> store = Store(f"{tempfile.mkdtemp()}/runs.db")
+        >>> result = compare("iris", "linear", ["gradient-noise"], seeds=range(2), budget="2epochs", store=store)
+        >>> [arm.name for arm in result.arms]
+        ['baseline', 'gradient-noise']
+    """
+    study = Study(
+        data=data,
+        model=model,
+        budget=Budget.parse(budget) if isinstance(budget, str) else budget,
+        settings=settings or Settings(),
+        data_options=data_options or {},
+        patience=patience,
+        noise=noise,
+        accelerator=accelerator,
+        precision=precision,
+    )
+    seeds = tuple(seeds)
+    if not seeds:
+        raise checks.InputError("a comparison needs at least one seed, got none")
+    # the user's own words name an arm, the chain with all of its options decides what it is
+    arms = {BASELINE: BASELINE} | {text.strip(): str(parse_chain(text)) for text in tries}
+    task = study.load(seeds[0]).task
+    metric = metric or ("accuracy" if task.is_classification else "rmse")
+    checks.known("metric", metric, _metrics_of(task))
+    for chain in arms.values():
+        build_arm(study, parse_chain(chain), seeds[0])
+
+    cells = {(arm, seed): study.cell(chain, seed) for seed in seeds for arm, chain in arms.items()}
+    own_store = store or Store()
+    outcomes = run_cells(
+        list({cell.key: cell for cell in cells.values()}.values()),
+        run_arm,
+        own_store,
+        executor or LocalExecutor(workers),
+        console=console,
+        retry_failed=retry_failed,
+    )
+    by_arm = {arm: {seed: outcomes[cells[arm, seed].key] for seed in seeds} for arm in arms}
+    return Comparison(study, seeds, metric, _summarise_arms(by_arm))
+
+
+def _summarise_arms(by_arm: Mapping[str, Mapping[int, Outcome]]) -> tuple[Arm, ...]:
+    done = {
+        arm: {seed: outcome.result for seed, outcome in outcomes.items() if outcome.status == "done"}
+        for arm, outcomes in by_arm.items()
+    }
+    metrics = next((list(result["metrics"]) for results in done.values() for result in results.values()), [])
+    values = {
+        metric: {arm: {s: r["metrics"][metric] for s, r in results.items()} for arm, results in done.items()}
+        for metric in metrics
+    }
+    versus = {
+        metric: compare_arms(
+            {arm: found for arm, found in by_metric.items() if arm != BASELINE}, by_metric[BASELINE], METRICS[metric]
+        )
+        for metric, by_metric in values.items()
+    }
+    return tuple(
+        Arm(
+            name=arm,
+            metrics={m: summarise(list(values[m][arm].values())) for m in metrics if values[m][arm]},
+            costs={c: _mean(r["costs"][c] for r in results.values()) for c in COSTS} if results else {},
+            versus={metric: versus[metric][arm] for metric in metrics if arm in versus[metric]},
+            curves={seed: result["curve"] for seed, result in results.items()},
+            failed={s: outcome.reason for s, outcome in by_arm[arm].items() if outcome.status == "failed"},
+        )
+        for arm, results in done.items()
+    )
+
+
+def _metrics_of(task: Task) -> list[str]:
+    regression = {"rmse", "r2", "noisy_rmse"}
+    return [name for name in METRICS if (name in regression) != task.is_classification]
+
+
+_COLOURED = {
+    Difference.BETTER: "[green]better[/]",
+    Difference.WORSE: "[red]worse[/]",
+    Difference.NONE_SEEN: "no difference seen",
+    Difference.UNKNOWN: "too few seeds",
+}
+
+
+def _with_interval(summary: Summary, *, signed: bool = False) -> str:
+    sign = "+" if signed else ""
+    text = f"{summary.mean:{sign}.4g}"
+    if summary.interval is not None:
+        text += f" ± {(summary.interval[1] - summary.interval[0]) / 2:.2g}"
+    return text
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _mean(values: Any) -> float:
+    numbers = list(values)
+    return sum(numbers) / len(numbers)
+
+
+__all__ = ["BASELINE", "COSTS", "Arm", "Comparison", "compare"]

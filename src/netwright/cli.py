@@ -1,0 +1,301 @@
+"""The verbs. Each imports what it needs when it runs, so that ``--help`` and the catalogue answer at once."""
+
+import json
+import os
+import shlex
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from netwright import __version__, checks
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from netwright.bench.reproduce import ClaimResult
+
+app = typer.Typer(
+    help="Would this idea help my network, on my data?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+DONE, FAILED, WRONG_USAGE = 0, 1, 2
+_debug = False
+
+Json = Annotated[str | None, typer.Option("--json", metavar="FILE|-", help="Write the result as JSON; - for standard output.")]
+Store = Annotated[str, typer.Option(help="Where finished runs are kept: a file, or a database URL.")]
+Workers = Annotated[int, typer.Option(help="Processes side by side. [default: number of cores]", show_default=False)]
+RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Run again what failed before.")]
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"netwright {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[  # noqa: ARG001 - handled by its callback
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    global _debug
+    _debug = debug
+
+
+@app.command()
+def compare(
+    data: Annotated[str, typer.Option(help="A data set by name, FILE.csv, FILE.npz, or a folder of pictures.")],
+    model: Annotated[str, typer.Option(help="linear, mlp, cnn, resnet-tiny, vit-tiny, or FILE.py:FUNCTION.")] = "mlp",
+    tries: Annotated[
+        list[str] | None, typer.Option("--try", help="An idea, or several in a row: 'phm[n=2]+lottery-ticket'. Repeatable.")
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="How many seeds, or a range A:B of your own.")] = "5",
+    budget: Annotated[str, typer.Option(help="What every arm may spend: 20epochs, 500steps, 90s, 5min.")] = "20epochs",
+    target: Annotated[str | None, typer.Option(help="Column of a CSV that is to be predicted.")] = None,
+    task: Annotated[str | None, typer.Option(help="Of a CSV or NPZ: classification or regression. [default: seen from the target]", show_default=False)] = None,
+    impute: Annotated[bool, typer.Option("--impute", help="Fill missing values of a CSV (median, most frequent).")] = False,
+    image_size: Annotated[int | None, typer.Option(help="Scale pictures of a folder to this height and width.")] = None,
+    train: Annotated[int | None, typer.Option(help="Take only so many training samples.")] = None,
+    optimizer: Annotated[str, typer.Option(help="adam, adamw or sgd.")] = "adam",
+    lr: Annotated[float, typer.Option(help="Learning rate.")] = 1e-3,
+    batch_size: Annotated[int, typer.Option(help="Samples an update.")] = 64,
+    weight_decay: Annotated[float, typer.Option(help="Weight decay.")] = 0.0,
+    schedule: Annotated[str, typer.Option(help="Learning rate over the budget: constant or cosine.")] = "constant",
+    patience: Annotated[int | None, typer.Option(help="Stop an arm after so many epochs without a better validation loss.")] = None,
+    metric: Annotated[str | None, typer.Option(help="What decides. [default: accuracy, or rmse]", show_default=False)] = None,
+    noise: Annotated[float, typer.Option(help="Input noise of the robustness metric, in standard deviations.")] = 0.5,
+    accelerator: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "cpu",
+    precision: Annotated[str, typer.Option(help="32-true, bf16-mixed, 16-mixed or 64-true.")] = "32-true",
+    workers: Workers = CORES,
+    store: Store = ".netwright/runs.db",
+    report: Annotated[Path, typer.Option(help="Where the report is written.")] = Path("netwright-compare.html"),
+    json_to: Json = None,
+    retry_failed: RetryFailed = False,
+) -> None:
+    """Train your model with and without each idea, under one budget, and judge the difference."""
+    from netwright.bench import compare as bench
+    from netwright.bench.report import check_writable, write_report
+    from netwright.bench.store import Store as RunStore
+    from netwright.training import Budget, Settings
+
+    console = _console(json_to)
+    check_writable(report)
+    options = {"target": target, "task": task, "impute": impute or None, "image_size": image_size, "train": train}
+    result = bench.compare(
+        data,
+        model,
+        tries or [],
+        seeds=_parse_seeds(seeds),
+        budget=Budget.parse(budget),
+        settings=Settings(
+            optimizer=optimizer,  # type: ignore[arg-type]  # checked by Settings
+            lr=lr,
+            batch_size=batch_size,
+            weight_decay=weight_decay,
+            schedule=schedule,  # type: ignore[arg-type]
+        ),
+        metric=metric,
+        data_options={name: value for name, value in options.items() if value is not None},
+        patience=patience,
+        noise=noise,
+        accelerator=accelerator,
+        precision=precision,
+        workers=workers,
+        store=RunStore(store),
+        console=console,
+        retry_failed=retry_failed,
+    )
+    write_report(result, report, command=shlex.join(["netwright", *sys.argv[1:]]))
+    console.print(result.table())
+    console.print(f"report: {report.resolve()}", soft_wrap=True, highlight=False)
+    _write_json(result.to_json(), json_to)
+    if result.failed:
+        for arm in result.arms:
+            for seed, reason in arm.failed.items():
+                console.print(f"[red]failed[/] {arm.name}, seed {seed}: {reason}", soft_wrap=True)
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def reproduce(
+    slugs: Annotated[list[str] | None, typer.Argument(help="Names of claims, as the catalogue lists them.")] = None,
+    room: Annotated[str | None, typer.Option(help="All claims of a room.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="All claims.")] = False,
+    scale: Annotated[str, typer.Option(help="smoke (seconds, no verdict), quick (up to a minute), full (up to ten).")] = "quick",
+    seeds: Annotated[str | None, typer.Option(help="How many seeds, or a range A:B of your own. [default: 5]", show_default=False)] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    workers: Workers = CORES,
+    store: Store = ".netwright/runs.db",
+    out: Annotated[Path | None, typer.Option(help="Folder to write the evidence to, one JSON file a claim.")] = None,
+    json_to: Json = None,
+    retry_failed: RetryFailed = False,
+) -> None:
+    """Re-run the small experiments behind the papers' claims, and judge them."""
+    from netwright.bench import reproduce as bench
+    from netwright.bench.store import Store as RunStore
+    from netwright.claims import read_claims
+
+    claims = read_claims()
+    if room is not None:
+        checks.known("room", room, {claim.room for claim in claims.values()})
+    chosen = list(slugs or [])
+    chosen += [slug for slug, claim in claims.items() if every or (room is not None and claim.room == room)]
+    if not chosen:
+        raise checks.InputError("nothing to reproduce: name claims, or use --room or --all; `netwright catalogue` lists them")
+    console = _console(json_to)
+
+    def keep(result: "ClaimResult") -> None:
+        if out is not None and not result.failed:
+            bench.write_evidence(result, out)
+
+    results = bench.reproduce(
+        chosen,
+        scale=scale,  # type: ignore[arg-type]  # checked there
+        seeds=None if seeds is None else _parse_seeds(seeds),
+        device=device,
+        workers=workers,
+        store=RunStore(store),
+        console=console,
+        retry_failed=retry_failed,
+        observer=keep,
+    )
+    console.print(bench.results_table(results))
+    _write_json({"claims": [result.to_json() for result in results]}, json_to)
+    if any(result.failed for result in results):
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def catalogue(
+    room: Annotated[str | None, typer.Option(help="Only this room.")] = None,
+    search: Annotated[str | None, typer.Option(help="Only ideas with all of these words.")] = None,
+    json_to: Json = None,
+) -> None:
+    """List the ideas: what each is called, which recipe puts it into a network, and what became of its claim."""
+    from rich.table import Table
+
+    from netwright.bench.catalogue import catalogue as read
+
+    entries = list(read().values())
+    if room is not None:
+        checks.known("room", room, {entry.claim.room for entry in entries})
+        entries = [entry for entry in entries if entry.claim.room == room]
+    if search is not None:
+        entries = [entry for entry in entries if entry.matches(search)]
+    table = Table(title=f"{len(entries)} ideas")
+    for heading in ("idea", "room", "year", "what it says", "recipe (--try)", "claim"):
+        table.add_column(heading, overflow="fold")
+    for entry in sorted(entries, key=lambda entry: (entry.claim.room, entry.claim.slug)):
+        claim = entry.claim
+        recipes = ", ".join(recipe.name for recipe in entry.recipes)
+        table.add_row(claim.slug, claim.room, str(claim.year), claim.says, recipes, entry.verdict)
+    _console(json_to).print(table)
+    _write_json([entry.to_json() for entry in entries], json_to)
+
+
+@app.command()
+def show(
+    slug: Annotated[str, typer.Argument(help="Name of an idea, as the catalogue lists it.")], json_to: Json = None
+) -> None:
+    """Show one idea: what it says, how to use it, and the evidence."""
+    from netwright.bench.catalogue import catalogue as read
+    from netwright.bench.catalogue import usage_example
+
+    entries = read()
+    checks.known("idea", slug, entries)
+    entry = entries[slug]
+    claim = entry.claim
+    console = _console(json_to)
+    source = f"{claim.year}, arXiv:{claim.arxiv}" if claim.arxiv else str(claim.year)
+    console.print(f"[bold]{claim.title}[/] ({source})\n{claim.says}\n")
+    console.print("[bold]Parts[/]\n" + "\n".join(f"  netwright.{part}" for part in claim.parts), highlight=False)
+    example = usage_example(claim.parts[0]) if claim.parts else ""
+    if example:
+        module, _, name = claim.parts[0].rpartition(".")
+        console.print(f"\n[bold]Example[/]\n  >>> from netwright.{module} import {name}", highlight=False)
+        console.print("\n".join(f"  {line}" for line in example.splitlines()), highlight=False, markup=False)
+    for recipe in entry.recipes:
+        console.print(f"\n[bold]Recipe[/] {recipe.name}: {recipe.summary}")
+        console.print(f"  netwright compare --data digits --model mlp --try {recipe.name}", highlight=False)
+    for scale, found in entry.evidence.items():
+        console.print(f"\n[bold]Evidence[/] ({scale}, {len(found['seeds'])} seeds): {found['verdict']}")
+        for check in found["checks"]:
+            means = ", ".join(f"{arm} {value['mean']:.4g}" for arm, value in check["arms"].items())
+            console.print(f"  {check['verdict']}: {check['name']} ({check['metric']}: {means})", highlight=False)
+    if claim.note:
+        console.print(f"\n{claim.note}")
+    _write_json(entry.to_json() | {"example": example, "evidence": entry.evidence}, json_to)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a verb; the exit code is 0 when done, 1 when the work failed, 2 for wrong usage."""
+    with _errors_as_messages():
+        app(args=None if arguments is None else list(arguments))
+
+
+@contextmanager
+def _errors_as_messages() -> Iterator[None]:
+    try:
+        yield
+    except checks.InputError as error:
+        _exit(error, WRONG_USAGE)
+    except KeyboardInterrupt as error:
+        _exit(error, FAILED, "stopped")
+    except Exception as error:
+        _exit(error, FAILED)
+
+
+def _exit(error: BaseException, code: int, message: str | None = None) -> None:
+    if _debug:
+        traceback.print_exc()
+    text = message or str(error) or type(error).__name__
+    print(f"netwright: {text}", file=sys.stderr)
+    if not _debug and code == FAILED and message is None:
+        print("netwright: run it with `netwright --debug …` to see the traceback", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def _console(json_to: str | None) -> "Console":
+    """Where people read: standard error when standard output is for JSON."""
+    from rich.console import Console
+
+    return Console(stderr=json_to == "-")
+
+
+def _write_json(value: Any, to: str | None) -> None:
+    if to is None:
+        return
+    text = json.dumps(value, indent=1, default=str)
+    if to == "-":
+        print(text)
+        return
+    try:
+        Path(to).write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise checks.InputError(f"cannot write {to}: {error.strerror}; choose another file with --json") from error
+
+
+def _parse_seeds(text: str) -> range:
+    start, colon, stop = text.partition(":")
+    try:
+        seeds = range(int(start), int(stop)) if colon else range(int(start))
+    except ValueError:
+        raise checks.InputError(f"seeds must be a number such as 5, or a range such as 10:15, got {text!r}") from None
+    if not seeds or seeds.start < 0:
+        raise checks.InputError(f"seeds must name at least one seed, none below 0, got {text!r}")
+    return seeds
+
+
+__all__ = ["app", "main"]
