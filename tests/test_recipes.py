@@ -61,7 +61,9 @@ def test_shares_of_the_budget_add_up() -> None:
 
 def test_the_task_is_checked() -> None:
     tables = Recipe(name="for-tables", claim="none", summary="", tasks=TABLES)
-    with pytest.raises(ValueError, match=r"recipe 'for-tables' is for tabular-.*; the data is for image-classification"):
+    with pytest.raises(
+        ValueError, match=r"recipe 'for-tables' is for tabular-.*; the data is for image-classification"
+    ):
         Chain((tables,)).check_task(Task.IMAGE_CLASSIFICATION)
 
 

@@ -15,6 +15,10 @@ class InputError(ValueError):
     """The caller gave something that cannot work; the message says what was given, what was expected and what to do."""
 
 
+class Interrupted(RuntimeError):
+    """The user stopped long work; the message says what is kept and how to go on."""
+
+
 def fail(expected: str, given: object) -> NoReturn:
     """Raise :class:`InputError` with the message ``{expected}, got {given}``."""
     raise InputError(f"{expected}, got {given}")
@@ -32,7 +36,9 @@ def positive(name: str, value: float) -> None:
         fail(f"{name} must be positive", value)
 
 
-def between(name: str, value: float, low: float, high: float, *, open_low: bool = False, open_high: bool = False) -> None:
+def between(
+    name: str, value: float, low: float, high: float, *, open_low: bool = False, open_high: bool = False
+) -> None:
     """Check that ``value`` lies in the interval from ``low`` to ``high``, either end open or closed."""
     above = value > low if open_low else value >= low
     below = value < high if open_high else value <= high
@@ -77,6 +83,7 @@ def size(name: str, tensor: Tensor, dim: int, expected: int) -> None:
 
 __all__ = [
     "InputError",
+    "Interrupted",
     "at_least",
     "between",
     "did_you_mean",

@@ -30,7 +30,9 @@ app = typer.Typer(
 DONE, FAILED, WRONG_USAGE = 0, 1, 2
 _debug = False
 
-Json = Annotated[str | None, typer.Option("--json", metavar="FILE|-", help="Write the result as JSON; - for standard output.")]
+Json = Annotated[
+    str | None, typer.Option("--json", metavar="FILE|-", help="Write the result as JSON; - for standard output.")
+]
 Store = Annotated[str, typer.Option(help="Where finished runs are kept: a file, or a database URL.")]
 Workers = Annotated[int, typer.Option(help="Processes side by side. [default: number of cores]", show_default=False)]
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Run again what failed before.")]
@@ -59,13 +61,22 @@ def compare(
     data: Annotated[str, typer.Option(help="A data set by name, FILE.csv, FILE.npz, or a folder of pictures.")],
     model: Annotated[str, typer.Option(help="linear, mlp, cnn, resnet-tiny, vit-tiny, or FILE.py:FUNCTION.")] = "mlp",
     tries: Annotated[
-        list[str] | None, typer.Option("--try", help="An idea, or several in a row: 'phm[n=2]+lottery-ticket'. Repeatable.")
+        list[str] | None,
+        typer.Option("--try", help="An idea, or several in a row: 'phm[n=2]+lottery-ticket'. Repeatable."),
     ] = None,
     seeds: Annotated[str, typer.Option(help="How many seeds, or a range A:B of your own.")] = "5",
     budget: Annotated[str, typer.Option(help="What every arm may spend: 20epochs, 500steps, 90s, 5min.")] = "20epochs",
     target: Annotated[str | None, typer.Option(help="Column of a CSV that is to be predicted.")] = None,
-    task: Annotated[str | None, typer.Option(help="Of a CSV or NPZ: classification or regression. [default: seen from the target]", show_default=False)] = None,
-    impute: Annotated[bool, typer.Option("--impute", help="Fill missing values of a CSV (median, most frequent).")] = False,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a CSV or NPZ: classification or regression. [default: seen from the target]", show_default=False
+        ),
+    ] = None,
+    impute: Annotated[
+        bool, typer.Option("--impute", help="Fill missing values of a CSV (median, most frequent).")
+    ] = False,
+    drop: Annotated[list[str] | None, typer.Option(help="Leave this column of a CSV out. Repeatable.")] = None,
     image_size: Annotated[int | None, typer.Option(help="Scale pictures of a folder to this height and width.")] = None,
     train: Annotated[int | None, typer.Option(help="Take only so many training samples.")] = None,
     optimizer: Annotated[str, typer.Option(help="adam, adamw or sgd.")] = "adam",
@@ -73,8 +84,12 @@ def compare(
     batch_size: Annotated[int, typer.Option(help="Samples an update.")] = 64,
     weight_decay: Annotated[float, typer.Option(help="Weight decay.")] = 0.0,
     schedule: Annotated[str, typer.Option(help="Learning rate over the budget: constant or cosine.")] = "constant",
-    patience: Annotated[int | None, typer.Option(help="Stop an arm after so many epochs without a better validation loss.")] = None,
-    metric: Annotated[str | None, typer.Option(help="What decides. [default: accuracy, or rmse]", show_default=False)] = None,
+    patience: Annotated[
+        int | None, typer.Option(help="Stop an arm after so many epochs without a better validation loss.")
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="What decides. [default: accuracy, or rmse]", show_default=False)
+    ] = None,
     noise: Annotated[float, typer.Option(help="Input noise of the robustness metric, in standard deviations.")] = 0.5,
     accelerator: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "cpu",
     precision: Annotated[str, typer.Option(help="32-true, bf16-mixed, 16-mixed or 64-true.")] = "32-true",
@@ -92,7 +107,14 @@ def compare(
 
     console = _console(json_to)
     check_writable(report)
-    options = {"target": target, "task": task, "impute": impute or None, "image_size": image_size, "train": train}
+    options = {
+        "target": target,
+        "task": task,
+        "impute": impute or None,
+        "drop": tuple(drop) if drop else None,
+        "image_size": image_size,
+        "train": train,
+    }
     result = bench.compare(
         data,
         model,
@@ -133,8 +155,12 @@ def reproduce(
     slugs: Annotated[list[str] | None, typer.Argument(help="Names of claims, as the catalogue lists them.")] = None,
     room: Annotated[str | None, typer.Option(help="All claims of a room.")] = None,
     every: Annotated[bool, typer.Option("--all", help="All claims.")] = False,
-    scale: Annotated[str, typer.Option(help="smoke (seconds, no verdict), quick (up to a minute), full (up to ten).")] = "quick",
-    seeds: Annotated[str | None, typer.Option(help="How many seeds, or a range A:B of your own. [default: 5]", show_default=False)] = None,
+    scale: Annotated[
+        str, typer.Option(help="smoke (seconds, no verdict), quick (up to a minute), full (up to ten).")
+    ] = "quick",
+    seeds: Annotated[
+        str | None, typer.Option(help="How many seeds, or a range A:B of your own. [default: 5]", show_default=False)
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     workers: Workers = CORES,
     store: Store = ".netwright/runs.db",
@@ -153,7 +179,9 @@ def reproduce(
     chosen = list(slugs or [])
     chosen += [slug for slug, claim in claims.items() if every or (room is not None and claim.room == room)]
     if not chosen:
-        raise checks.InputError("nothing to reproduce: name claims, or use --room or --all; `netwright catalogue` lists them")
+        raise checks.InputError(
+            "nothing to reproduce: name claims, or use --room or --all; `netwright catalogue` lists them"
+        )
     console = _console(json_to)
 
     def keep(result: "ClaimResult") -> None:
@@ -251,19 +279,18 @@ def _errors_as_messages() -> Iterator[None]:
         yield
     except checks.InputError as error:
         _exit(error, WRONG_USAGE)
-    except KeyboardInterrupt as error:
-        _exit(error, FAILED, "stopped")
-    except Exception as error:
+    except checks.Interrupted as error:
         _exit(error, FAILED)
+    except Exception as error:
+        _exit(error, FAILED, hint="run it with `netwright --debug …` to see the traceback")
 
 
-def _exit(error: BaseException, code: int, message: str | None = None) -> None:
+def _exit(error: Exception, code: int, hint: str = "") -> None:
     if _debug:
         traceback.print_exc()
-    text = message or str(error) or type(error).__name__
-    print(f"netwright: {text}", file=sys.stderr)
-    if not _debug and code == FAILED and message is None:
-        print("netwright: run it with `netwright --debug …` to see the traceback", file=sys.stderr)
+    print(f"netwright: {str(error) or type(error).__name__}", file=sys.stderr)
+    if hint and not _debug:
+        print(f"netwright: {hint}", file=sys.stderr)
     raise SystemExit(code)
 
 

@@ -32,8 +32,20 @@ def count_params(model: nn.Module, *, trainable_only: bool = False) -> int:
 
 
 def count_nonzero(model: nn.Module) -> int:
-    """Number of parameters that are not zero: what is left after pruning."""
-    return sum(int(torch.count_nonzero(p)) for p in model.parameters())
+    """Number of parameters that are not zero: what is left after pruning; masks that are attached count.
+
+    Example:
+        >>> count_nonzero(nn.Linear(3, 2)), count_nonzero(nn.BatchNorm1d(4))
+        (8, 4)
+    """
+    # parameters are read as their module reads them, which may be through a mask; shared ones count once
+    places = {
+        parameter: (module, name)
+        for module in model.modules()
+        for name, parameter in module._parameters.items()
+        if parameter is not None
+    }
+    return sum(int(torch.count_nonzero(getattr(module, name))) for module, name in places.values())
 
 
 def count_macs(model: nn.Module, *inputs: Tensor) -> int:
@@ -49,7 +61,7 @@ def count_macs(model: nn.Module, *inputs: Tensor) -> int:
     counter = FlopCounterMode(display=False)
     with eval_mode(model), torch.no_grad(), counter:
         model(*inputs)
-    return counter.get_total_flops() // 2
+    return int(counter.get_total_flops()) // 2
 
 
 def count_macs_of_shape(model: nn.Module, *shapes: tuple[int, ...]) -> int:
@@ -129,11 +141,11 @@ def latency(model: nn.Module, *inputs: Tensor, repeats: int = 30) -> float:
     return statistics.median(times)
 
 
-class _LiveBytes(TorchDispatchMode):
+class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Follows the storages that are created while it is active."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = 0
         self.peak = 0
         self.known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
@@ -163,7 +175,7 @@ class _LiveBytes(TorchDispatchMode):
 
 
 def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)
 
 
 __all__ = [

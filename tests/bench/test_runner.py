@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from netwright.bench.runner import Interrupted, LocalExecutor, run_cells
+from netwright import checks
+from netwright.bench.runner import LocalExecutor, run_cells
 from netwright.bench.store import Cell, Outcome, Store
 
 
@@ -74,7 +75,7 @@ def test_control_c_keeps_what_is_finished(store: Store) -> None:
             raise KeyboardInterrupt
         return {}
 
-    with pytest.raises(Interrupted, match="2 of 4 cells are finished and kept; run the same command to go on"):
+    with pytest.raises(checks.Interrupted, match="2 of 4 cells are finished and kept; run the same command to go on"):
         run_cells(cells(4), stop_at_two, store, LocalExecutor())
     assert len(store.find(cells(4))) == 2
 
@@ -88,7 +89,11 @@ def test_threads_are_given_back(store: Store) -> None:
 def test_a_key_is_the_whole_configuration() -> None:
     base = Cell("study", "arm", 0, {"a": 1, "b": 2})
     assert base.key == Cell("other name", "arm", 0, {"b": 2, "a": 1}).key
-    others = [Cell("study", "arm", 1, {"a": 1, "b": 2}), Cell("study", "brm", 0, {"a": 1, "b": 2}), Cell("study", "arm", 0, {})]
+    others = [
+        Cell("study", "arm", 1, {"a": 1, "b": 2}),
+        Cell("study", "brm", 0, {"a": 1, "b": 2}),
+        Cell("study", "arm", 0, {}),
+    ]
     assert len({base.key, *(other.key for other in others)}) == 4
 
 
@@ -107,7 +112,7 @@ def test_a_store_that_cannot_be_opened_says_so(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"cannot open the store .*choose another with --store"):
         Store(tmp_path / "file" / "runs.db")
     (tmp_path / "garbage.db").write_bytes(b"this is not a database, whatever its name says" * 50)
-    with pytest.raises(ValueError, match="cannot open the store .*not a database"):
+    with pytest.raises(ValueError, match=r"cannot open the store .*not a database"):
         Store(tmp_path / "garbage.db")
 
 

@@ -88,7 +88,11 @@ def test_the_correction_takes_account_of_the_number_of_arms() -> None:
 
 def measured(arm: list[float], baseline: list[float]) -> dict[int, list[Measurement]]:
     return {
-        seed: [Measurement("arm", "score", a), Measurement("baseline", "score", b), Measurement("arm", "score", 7, at=1)]
+        seed: [
+            Measurement("arm", "score", a),
+            Measurement("baseline", "score", b),
+            Measurement("arm", "score", 7, at=1),
+        ]
         for seed, (a, b) in enumerate(zip(arm, baseline, strict=True))
     }
 

@@ -1,5 +1,7 @@
 """Tests of ``netwright.training.evaluation``."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -43,7 +45,7 @@ def test_calibration_error_against_a_loop_over_bins() -> None:
     confidence, predicted = (t.numpy() for t in probabilities.max(-1))
     right = predicted == targets.numpy()
     edges = np.linspace(0, 1, 16)
-    inside = [(confidence > low) & (confidence <= high) for low, high in zip(edges[:-1], edges[1:], strict=True)]
+    inside = [(confidence > low) & (confidence <= high) for low, high in itertools.pairwise(edges)]
     expected = sum(abs(right[b].mean() - confidence[b].mean()) * b.mean() for b in inside if b.any())
     assert calibration_error(probabilities, targets) == pytest.approx(expected)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from netwright.data import Batch, Split, Splits, Task, load
+from netwright.data import Batch, Split, Splits, load
 from netwright.models.vision.classic import MLP
 from netwright.training import Backprop, Budget, Diverged, Settings, Trainer, evaluate, fit, make_fabric, task_loss
 

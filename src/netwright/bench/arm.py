@@ -125,7 +125,11 @@ def run_arm(config: Mapping[str, Any]) -> dict[str, Any]:
     model = chain.finish(model, trainer)
     seconds = time.perf_counter() - start
     metrics = evaluate(model, splits.test) | noise_robustness(model, splits.test, std=study.noise, seed=seed)
-    return {"metrics": metrics, "costs": _costs(model, splits) | {"train_seconds": seconds}, "curve": _curve(trainer.histories)}
+    return {
+        "metrics": metrics,
+        "costs": _costs(model, splits) | {"train_seconds": seconds},
+        "curve": _curve(trainer.histories),
+    }
 
 
 def _costs(model: nn.Module, splits: Splits) -> dict[str, float]:
@@ -153,8 +157,10 @@ def _curve(histories: Sequence[History]) -> list[Record]:
     curve: list[Record] = []
     for history in histories:
         before = curve[-1] if curve else {}
-        for record in history.records:
-            curve.append(record | {name: record[name] + before.get(name, 0.0) for name in ("step", "epoch", "seconds")})
+        curve += [
+            record | {name: record[name] + before.get(name, 0.0) for name in ("step", "epoch", "seconds")}
+            for record in history.records
+        ]
     return curve
 
 

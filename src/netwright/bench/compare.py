@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from statistics import fmean
 from typing import Any
 
 from rich import box
@@ -235,7 +236,7 @@ def _summarise_arms(by_arm: Mapping[str, Mapping[int, Outcome]]) -> tuple[Arm, .
         Arm(
             name=arm,
             metrics={m: summarise(list(values[m][arm].values())) for m in metrics if values[m][arm]},
-            costs={c: _mean(r["costs"][c] for r in results.values()) for c in COSTS} if results else {},
+            costs=_means(results),
             versus={metric: versus[metric][arm] for metric in metrics if arm in versus[metric]},
             curves={seed: result["curve"] for seed, result in results.items()},
             failed={s: outcome.reason for s, outcome in by_arm[arm].items() if outcome.status == "failed"},
@@ -269,9 +270,8 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _mean(values: Any) -> float:
-    numbers = list(values)
-    return sum(numbers) / len(numbers)
+def _means(results: Mapping[int, Mapping[str, Any]]) -> dict[str, float]:
+    return {cost: fmean(result["costs"][cost] for result in results.values()) for cost in COSTS} if results else {}
 
 
 __all__ = ["BASELINE", "COSTS", "Arm", "Comparison", "compare"]

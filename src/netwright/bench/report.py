@@ -64,7 +64,10 @@ def write_report(result: Comparison, path: Path, *, command: str) -> None:
         costs=COSTS,
         front=result.pareto() if finished else (),
         sentence=_sentence(result),
-        figures=[figure.to_html(full_html=False, include_plotlyjs=False, config=_CONFIG) for figure in figures],
+        figures=[
+            (figure.layout.meta, figure.to_html(full_html=False, include_plotlyjs=False, config=_CONFIG))
+            for figure in figures
+        ],
         plotly=get_plotlyjs(),
         command=command,
         made=_made_with(),
@@ -72,7 +75,7 @@ def write_report(result: Comparison, path: Path, *, command: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-_CONFIG = {"displaylogo": False, "responsive": True, "modeBarButtonsToRemove": ["lasso2d", "select2d"]}
+_CONFIG = {"displayModeBar": False, "responsive": True}
 
 
 def _sentence(result: Comparison) -> str:
@@ -93,7 +96,9 @@ def _sentence(result: Comparison) -> str:
         )
         if (names := verdicts[kind])
     ]
-    return f"Over {seeds} seeds, in {result.metric} on the test part: {'; '.join(said) or 'there is nothing to compare'}."
+    return (
+        f"Over {seeds} seeds, in {result.metric} on the test part: {'; '.join(said) or 'there is nothing to compare'}."
+    )
 
 
 def _enumerate(names: Sequence[str]) -> str:
@@ -124,9 +129,11 @@ def _differences(result: Comparison, arms: Sequence[Arm], colour: dict[str, str]
         )
     figure.add_vline(x=0, line_dash="dot", line_color="#888888")
     better = METRICS[result.metric]
-    return _styled(figure, f"Difference to the baseline in {result.metric} ({better} is better)", "difference", "").update_layout(
-        showlegend=False, height=140 + 60 * len(arms)
-    ).update_yaxes(automargin=True)
+    return (
+        _styled(figure, f"Difference to the baseline in {result.metric} ({better} is better)", "difference", "")
+        .update_layout(showlegend=False, height=110 + 60 * len(arms))
+        .update_yaxes(automargin=True)
+    )
 
 
 def _curves(result: Comparison, arms: Sequence[Arm], colour: dict[str, str]) -> go.Figure:
@@ -180,13 +187,15 @@ def _accuracy_against(result: Comparison, arms: Sequence[Arm], colour: dict[str,
 def _styled(figure: go.Figure, title: str, x: str, y: str) -> go.Figure:
     # the page's own colours come through; its script sets those of text and grid for light and dark
     return figure.update_layout(
-        title={"text": title, "font": {"size": 15}, "x": 0, "xref": "paper"},
+        meta=title,
+        font_family="system-ui, sans-serif",
         xaxis_title=x,
         yaxis_title=y,
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
-        margin={"l": 60, "r": 15, "t": 50, "b": 50},
+        margin={"l": 60, "r": 15, "t": 15, "b": 50},
         legend={"orientation": "h", "y": -0.25},
+        autosize=True,
         height=430,
         hoverlabel={"namelength": -1},
     )

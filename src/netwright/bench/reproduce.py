@@ -125,7 +125,12 @@ def reproduce(
     for slug in dict.fromkeys(slugs):
         code = code_digest(f"netwright.claims.{slug.replace('-', '_')}")
         cells = [
-            Cell(f"{slug} ({scale})", slug, seed, {"slug": slug, "scale": scale, "device": device, "seed": seed, "code": code})
+            Cell(
+                f"{slug} ({scale})",
+                slug,
+                seed,
+                {"slug": slug, "scale": scale, "device": device, "seed": seed, "code": code},
+            )
             for seed in chosen
         ]
         outcomes = run_cells(cells, run_trial, store, executor, console=console, retry_failed=retry_failed)

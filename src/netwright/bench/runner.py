@@ -20,10 +20,6 @@ from netwright.bench.store import Cell, Outcome, Store
 Work = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 
-class Interrupted(RuntimeError):
-    """The user stopped the study; the message says how to go on."""
-
-
 class Executor(Protocol):
     """Where cells run. Local processes are one implementation; a cluster can be another."""
 
@@ -93,7 +89,7 @@ def run_cells(
         retry_failed: Run cells again that failed before.
 
     Raises:
-        Interrupted: On Ctrl-C. What is finished is kept.
+        checks.Interrupted: On Ctrl-C. What is finished is kept.
     """
     finished = store.find(cells)
     if retry_failed:
@@ -118,7 +114,7 @@ def run_cells(
                 if outcome.status == "failed":
                     progress.console.print(f"[red]failed[/] {cell.arm}, seed {cell.seed}: {outcome.reason}")
         except KeyboardInterrupt:
-            raise Interrupted(
+            raise checks.Interrupted(
                 f"stopped: {len(finished)} of {len(cells)} cells are finished and kept; run the same command to go on"
             ) from None
     if len(finished) < len(cells):
@@ -164,4 +160,4 @@ def _duration(seconds: float) -> str:
     return f"about {minutes}:{rest:02d} left"
 
 
-__all__ = ["Executor", "Interrupted", "LocalExecutor", "Work", "attempt", "run_cells"]
+__all__ = ["Executor", "LocalExecutor", "Work", "attempt", "run_cells"]

@@ -66,7 +66,7 @@ def paired_p_value(differences: Sequence[float]) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values corrected for many comparisons (Holm 1979): the family-wise error stays below the level that is asked."""
+    """p-values corrected for many comparisons (Holm 1979): the family-wise error stays below the level asked for."""
     count = len(p_values)
     corrected = [0.0] * count
     running = 0.0
@@ -141,8 +141,8 @@ class CheckResult:
 def judge(check: Check, measurements: Mapping[int, Iterable[Measurement]]) -> CheckResult:
     """Decide one check from the measurements of every seed.
 
-    A comparison *holds* when the one-sided 95 % limit of the mean difference lies strictly beyond the margin on the side
-    of the claim, is *refuted* when the limit of the other side lies strictly beyond it on the wrong side, and is
+    A comparison *holds* when the one-sided 95 % limit of the mean difference lies strictly beyond the margin on the
+    side of the claim, is *refuted* when the limit of the other side lies strictly beyond it on the wrong side, and is
     *inconclusive* otherwise or with fewer than two seeds. An exact check holds when every seed is within the tolerance,
     else it is refuted.
 

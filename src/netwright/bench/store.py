@@ -98,7 +98,8 @@ class Store:
             raise checks.InputError(f"cannot open the store {url}: {reason}; choose another with --store") from error
         if version is not None and version > SCHEMA_VERSION:
             raise checks.InputError(
-                f"the store {url} has schema {version}, this version of Netwright knows {SCHEMA_VERSION}; upgrade Netwright"
+                f"the store {url} has schema {version}, this version of Netwright knows {SCHEMA_VERSION}; "
+                "upgrade Netwright"
             )
 
     def find(self, cells: Iterable[Cell]) -> dict[str, Outcome]:

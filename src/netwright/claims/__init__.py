@@ -145,7 +145,8 @@ def import_claim(slug: str) -> ClaimModule:
         InputError: If there is none of that slug; the message offers a close match.
     """
     checks.known("claim", slug, read_claims())
-    return import_module(f"{__name__}.{slug.replace('-', '_')}")  # type: ignore[return-value]
+    module: ClaimModule = import_module(f"{__name__}.{slug.replace('-', '_')}")
+    return module
 
 
 __all__ = [

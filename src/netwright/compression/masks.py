@@ -37,6 +37,7 @@ class Mask(Mapping[str, Tensor]):
         InputError: If a tensor has other values.
 
     Example:
+        >>> from netwright.cost import count_nonzero
         >>> model = nn.Linear(4, 2)
         >>> mask = Mask({"weight": torch.tensor([[1, 0, 0, 1], [0, 1, 0, 0]])})
         >>> _ = mask.attach_(model)
@@ -279,23 +280,6 @@ def shapes_of(model: nn.Module, ignore: Iterable[str] = ()) -> dict[str, tuple[i
     return {name: tuple(parameter.shape) for name, parameter in prunable(model, ignore).items()}
 
 
-def count_nonzero(model: nn.Module) -> int:
-    """Number of parameters, of all kinds, that are not zero; attached masks count.
-
-    Example:
-        >>> count_nonzero(nn.Linear(3, 2)), count_nonzero(nn.BatchNorm1d(4))
-        (8, 4)
-    """
-    counted: set[Tensor] = set()
-    total = 0
-    for module in model.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None and parameter not in counted:
-                counted.add(parameter)
-                total += int(getattr(module, name).detach().count_nonzero())
-    return total
-
-
 def is_ignored(name: str, ignore: Iterable[str]) -> bool:
     """Whether the parameter ``name`` is in ``ignore``, by its own name or that of a module around it."""
     return any(name == entry or name.startswith(f"{entry}.") for entry in ignore)
@@ -393,7 +377,6 @@ def _new_masked(plain: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
 
 __all__ = [
     "Mask",
-    "count_nonzero",
     "is_ignored",
     "make_permanent",
     "prunable",

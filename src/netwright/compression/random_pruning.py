@@ -1,4 +1,4 @@
-"""Random pruning at initialisation (Liu et al. 2022, arXiv:2202.02643): choose densities, draw positions, train sparse."""
+"""Random pruning at initialisation (Liu et al. 2022, arXiv:2202.02643): choose densities, draw positions, train."""
 
 import copy
 from collections.abc import Callable, Iterable, Mapping

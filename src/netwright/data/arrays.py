@@ -75,11 +75,10 @@ def channels_first(images: NDArray[Any]) -> NDArray[Any]:
 def _read(path: Path) -> tuple[dict[str, _Pair], NDArray[Any] | None]:
     """The parts of the data, all of it as ``train`` if it is not divided, and the names of the classes."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream:
+            file = np.load(stream, allow_pickle=False)
             if not isinstance(file, np.lib.npyio.NpzFile):
-                checks.fail(
-                    f"{path} must be written by np.savez(path, x=…, y=…)", "a single array, as np.save writes it"
-                )
+                checks.fail(f"{path} must be written by np.savez(path, x=…, y=…)", "a single array")
             parts = {
                 part: _check(_array(file, x, path), _array(file, y, path), x, y, path)
                 for part, (x, y) in _find(file.files, path).items()

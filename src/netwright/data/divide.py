@@ -113,10 +113,11 @@ def _enough(raw: Raw, strata: NDArray[np.int64], samples: Indices, *, parts: int
     rare = [f"{raw.classes[k]!r} ({counts[k]})" for k in np.flatnonzero(present & (counts < parts))]
     if rare:
         shown = ", ".join(rare[:5]) + (f" and {len(rare) - 5} more" if len(rare) > 5 else "")
-        number = " (if the target is a number to predict, give task='regression')"
+        number = " (is it a number to predict? then give task='regression')"
+        hint = number if raw.task is Task.TABULAR_CLASSIFICATION else ""
         raise checks.InputError(
             f"every class needs at least {parts} samples to be in the training, validation and test part; too few have "
-            f"{shown}; leave those classes out or collect more{number if raw.task is Task.TABULAR_CLASSIFICATION else ''}"
+            f"{shown}; leave those classes out or collect more{hint}"
         )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
+from urllib.parse import urlsplit
 
 from platformdirs import user_cache_path
 from rich.console import Console
@@ -71,8 +72,7 @@ def locate(set_name: str, files: Sequence[RemoteFile], folders: Sequence[str]) -
         try:
             _download(file, cache)
         except OSError as error:
-            names = ", ".join(file.name for file in missing)
-            reason = " ".join(str(error).split())[:200]
+            names, reason = ", ".join(file.name for file in missing), _reason(error, file)
             raise checks.InputError(
                 f"data set {set_name!r} needs {names}, not found here, and the download failed ({reason}). Do one of "
                 f"these: set NETWRIGHT_DATA to a folder with {folders[0]}/{file.name}{_others(missing)}; put the same "
@@ -80,6 +80,13 @@ def locate(set_name: str, files: Sequence[RemoteFile], folders: Sequence[str]) -
             ) from error
         paths[file.name] = cache / file.name
     return paths
+
+
+def _reason(error: OSError, file: RemoteFile) -> str:
+    answered = getattr(error, "response", None) is not None
+    if hasattr(error, "request") and not answered:
+        return f"no connection to {urlsplit(file.url).hostname}"
+    return " ".join(str(error).split())
 
 
 def _others(files: Sequence[RemoteFile]) -> str:

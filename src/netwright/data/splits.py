@@ -10,7 +10,6 @@ from torch import Tensor
 
 from netwright import checks
 
-
 _BATCHES_AT_ONCE = 32
 
 
@@ -83,7 +82,7 @@ class Split:
         else:
             # samples are gathered for many batches at once, which is faster than for each, and bounded in memory
             order = torch.randperm(len(self), generator=generator).to(self.inputs.device)
-            chunks = (self.take(indices) for indices in order.split(_BATCHES_AT_ONCE * batch_size))
+            chunks = (self.take(indices) for indices in torch.split(order, _BATCHES_AT_ONCE * batch_size))
         for chunk in chunks:
             for start in range(0, len(chunk), batch_size):
                 mine = slice(start + rank, start + batch_size, world_size)

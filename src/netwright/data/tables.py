@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ from netwright.data.raw import Indices, Raw
 from netwright.data.splits import Task
 
 SEPARATORS = (",", ";", "\t")
+COMMA_NUMBER = re.compile(r"(?:^|;)-?\d+,\d+(?:;|$)", re.MULTILINE)  # as spreadsheets write them in half of the world
+POINT_NUMBER = re.compile(r"(?:^|;)-?\d+\.\d+(?:;|$)", re.MULTILINE)
 MOST_LEVELS = 1000
 FEW_LEVELS = 20
 
@@ -33,8 +36,9 @@ def read_table(
 ) -> Raw:
     """Read a CSV file with a header, separated by commas, semicolons or tabs (whichever the header has most of).
 
-    A first column without a name that only counts the rows, as pandas writes it, is left out. Columns of true and
-    false are numbers 1 and 0. Every other column that is not numeric is a category.
+    In a file with semicolons numbers may have decimal commas. A first column without a name that only counts the rows,
+    as pandas writes it, is left out. Columns of true and false are numbers 1 and 0. Every other column that is not
+    numeric is a category.
 
     Args:
         path: The file, in UTF-8.
@@ -63,8 +67,7 @@ def read_table(
         checks.fail(f"{path} must have at least one column besides the target {target!r}", "none")
     _check_complete(wanted.to_frame(), path, "the target must be known; remove those rows")
     _check_finite(features.join(wanted), path)
-    for name in features.columns:
-        _check_category(features[name], path)
+    _check_categories(features, path)
     if not impute:
         _check_complete(features, path, "fill them, remove those rows, or give impute=True (--impute)")
 
@@ -135,14 +138,25 @@ def _parse(text: str, path: Path) -> pd.DataFrame:
         checks.fail(f"{path} must be text", f"a zero byte at position {text.index(chr(0))}")
     header = text.lstrip().split("\n", 1)[0]
     separator = max(SEPARATORS, key=header.count)
+    decimal = "," if separator == ";" and COMMA_NUMBER.search(text) and not POINT_NUMBER.search(text) else "."
     try:
-        names = pd.read_csv(io.StringIO(text), sep=separator, header=None, nrows=1, dtype=str).iloc[0]
+        first_line = pd.read_csv(
+            io.StringIO(text), sep=separator, header=None, nrows=1, dtype=str, skipinitialspace=True
+        )
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # it would cut rows that are too long
-            frame = pd.read_csv(io.StringIO(text), sep=separator, index_col=False, low_memory=False)
+            frame = pd.read_csv(
+                io.StringIO(text),
+                sep=separator,
+                decimal=decimal,
+                index_col=False,
+                low_memory=False,
+                skipinitialspace=True,
+            )
     except (pd.errors.ParserError, pd.errors.EmptyDataError, pd.errors.ParserWarning) as error:
         reason = " ".join(str(error).split()).removeprefix("Error tokenizing data. C error: ")
         raise checks.InputError(f"{path} cannot be read as a table: {reason}") from error
+    names = first_line.iloc[0]
     twice = names[names.notna() & names.duplicated()]
     if len(twice):
         checks.fail(f"the columns of {path} must have different names", f"{twice.iloc[0]!r} more than once")
@@ -184,29 +198,34 @@ def _check_finite(frame: pd.DataFrame, path: Path) -> None:
         raise checks.InputError(f"{path} has infinite values in {counts}; correct them or remove those rows")
 
 
-def _check_category(column: pd.Series[Any], path: Path) -> None:
+def _check_categories(features: pd.DataFrame, path: Path) -> None:
     """Refuse text that is no category: identifiers, dates, free text, and numbers with something strange among them."""
-    known = column.dropna()
-    if not len(known):
-        raise checks.InputError(f"column {column.name!r} of {path} is empty; leave it out with drop=[{column.name!r}]")
-    if is_numeric_dtype(column):
-        return
-    text = known.astype(str)
-    levels, rows = text.nunique(), len(text)
-    if levels <= FEW_LEVELS and levels < rows:
-        return
-    strange = text[pd.to_numeric(text, errors="coerce").isna()]
-    if len(strange) < rows / 10:
-        others = f" and {len(strange) - 1} more" if len(strange) > 1 else ""
-        checks.fail(
-            f"column {column.name!r} of {path} must hold only numbers (an empty cell where one is missing)",
-            f"{strange.iloc[0]!r} in row {strange.index[0] + 1}{others}",
-        )
-    if levels > rows // 2 or levels > MOST_LEVELS:
+    unfit: list[str] = []
+    shown: list[str] = []
+    for name, column in features.items():
+        known = column.dropna()
+        if not len(known):
+            raise checks.InputError(f"column {name!r} of {path} is empty; leave it out with drop=[{name!r}] (--drop)")
+        if is_numeric_dtype(column):
+            continue
+        text = known.astype(str)
+        levels, rows = text.nunique(), len(text)
+        if levels <= FEW_LEVELS and levels < rows:
+            continue
+        strange = text[pd.to_numeric(text, errors="coerce").isna()]
+        if len(strange) < rows / 10:
+            others = f" and {len(strange) - 1} more" if len(strange) > 1 else ""
+            checks.fail(
+                f"column {name!r} of {path} must hold only numbers (an empty cell where one is missing)",
+                f"{strange.iloc[0]!r} in row {strange.index[0] + 1}{others}",
+            )
+        if levels > rows // 2 or levels > MOST_LEVELS:
+            unfit.append(str(name))
+            shown.append(f"{name!r} ({levels} different texts in {rows} rows, such as {text.iloc[0]!r})")
+    if unfit:
         raise checks.InputError(
-            f"column {column.name!r} of {path} has {levels} different texts in {rows} rows, such as {text.iloc[0]!r}, "
-            f"so it is no category but an identifier, a date or free text; leave it out with drop=[{column.name!r}] "
-            "(--drop) or turn it into numbers"
+            f"{path} has columns that are no categories but identifiers, dates or free text: {_list(shown)}; leave "
+            f"them out with drop={unfit} (--drop) or turn them into numbers"
         )
 
 

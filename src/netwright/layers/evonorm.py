@@ -402,13 +402,18 @@ def _moments(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor, Tensor
     return mean, rstd, spare
 
 
-def _affine_rows(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """``x * scale + shift`` in one pass, with one scale and shift for every sample and channel ``(batch, channels)``."""
+def _affine_rows(x: Tensor, scale: Tensor, shift: Tensor, out: Tensor | None = None) -> Tensor:
+    """``x * scale + shift`` in one pass, with one scale and shift for every sample and channel ``(batch, channels)``.
+
+    Batch normalisation with mean 0 and variance 1 is this, twice as fast on a CPU as ``torch.addcmul`` with broadcasting.
+    """
     rows = scale.numel()
-    zeros, ones = scale.new_zeros(rows), scale.new_ones(rows)
-    flat = x.view(1, rows, *x.shape[2:])
-    out = torch.native_batch_norm(flat, scale.reshape(rows), shift.reshape(rows), zeros, ones, False, 0.0, 0.0)[0]
-    return out.view(x.shape)
+    zeros, ones, empty = scale.new_zeros(rows), scale.new_ones(rows), scale.new_empty(0)
+    out = torch.empty_like(x) if out is None else out
+    flat_x, flat_out = (t.view(1, rows, *x.shape[2:]) for t in (x, out))
+    arguments = (flat_x, scale.reshape(rows), shift.reshape(rows), zeros, ones, False, 0.0, 0.0)
+    torch.native_batch_norm(*arguments, out=(flat_out, empty, empty.clone()))
+    return out
 
 
 def _row_sums(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -445,13 +450,15 @@ class _GroupGate(torch.autograd.Function):
             if not centered:
                 rstd, mean = (rstd.pow(-2) + mean.square()).rsqrt(), torch.zeros_like(mean)
             scale = _spread(rstd, channels) * weight.to(x.dtype)
+            # memory that is new to the process costs more time than what is done in it, so all of this is in place
             if v is None:
-                gated = nn.functional.silu(x)
+                z = spare.copy_(x)
             else:
                 slope = _away_from_zero(v.to(x.dtype))
-                gated = nn.functional.silu(torch.mul(x, slope.view(1, -1, 1, 1), out=spare), inplace=True)
+                z = torch.mul(x, slope.view(1, -1, 1, 1), out=spare)
                 scale = scale / slope
-            out = _affine_rows(gated, scale, bias.to(x.dtype).expand_as(scale))
+            gated = nn.functional.silu(z, inplace=True)
+            out = _affine_rows(gated, scale, bias.to(x.dtype).expand_as(scale), out=gated if x.is_cpu else None)
         ctx.save_for_backward(input, v, weight, bias, mean, rstd)
         ctx.settings = (groups, eps, centered)
         return out.to(input.dtype)
@@ -468,11 +475,13 @@ class _GroupGate(torch.autograd.Function):
         rstd_rows = _spread(rstd, channels)
         scale = rstd_rows * weight.to(x.dtype)
         slope = None if v is None else _away_from_zero(v.to(x.dtype))
-        z = x if slope is None else x * slope.view(1, -1, 1, 1)
-        gated, shifts = _row_sums(g, nn.functional.silu(z))
+        z = x.clone() if slope is None else x * slope.view(1, -1, 1, 1)
+        direct = nn.functional.silu(z)
+        gated, shifts = _row_sums(g, direct)
         if slope is not None:
             gated = gated / slope  # Σ g·x·σ(v₁x) over the pixels
-        direct = torch.ops.aten.silu_backward(g, z)  # through x alone, with the statistics held fixed
+        # the gradient through x alone, with the statistics held fixed
+        torch.ops.aten.silu_backward.grad_input(g, z, grad_input=direct)
 
         grad_v = None
         if v is not None and slope is not None and ctx.needs_input_grad[1]:
@@ -487,7 +496,7 @@ class _GroupGate(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             size = x.numel() // (batch * groups)
             pull = (gated * weight.to(x.dtype)).view(batch, groups, -1).sum(-1) * rstd.pow(3) / -size
-            grad_input = _affine_rows(x, _spread(pull, channels), _spread(-pull * mean, channels))
+            grad_input = _affine_rows(x, _spread(pull, channels), _spread(-pull * mean, channels), out=z)
             grad_input = grad_input.addcmul_(direct, scale[..., None, None]).to(input.dtype)
         grad_weight = (gated * rstd_rows).sum(0).to(weight.dtype)
         return grad_input, grad_v, grad_weight, shifts.sum(0).to(bias.dtype), None, None, None
@@ -512,7 +521,7 @@ class _BatchGate(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         with torch.autocast(input.device.type, enabled=False):
             x = _widen(input).contiguous()
-            mean, rstd, _ = _moments(x, x.shape[1], eps)
+            mean, rstd, spare = _moments(x, x.shape[1], eps)
             batch_mean = mean.mean(0)
             if variance is None:
                 # the variance of everything is the mean of the variances and the variance of the means
@@ -521,9 +530,11 @@ class _BatchGate(torch.autograd.Function):
                 used = variance.to(x.dtype)
             root = rstd.reciprocal() if centered else (rstd.pow(-2) + mean.square()).sqrt()
             left = (used + eps).sqrt()
-            right = _affine_rows(x, _slope_rows(v, root), root)
-            quotient = x / torch.maximum(right, left.view(1, -1, 1, 1))
-            out = _affine_rows(quotient, *(t.to(x.dtype).expand_as(root) for t in (weight, bias)))
+            right = _affine_rows(x, _slope_rows(v, root), root, out=spare)
+            denominator = torch.maximum(right, left.view(1, -1, 1, 1), out=right)
+            quotient = torch.div(x, denominator, out=denominator)
+            rows = (t.to(x.dtype).expand_as(root) for t in (weight, bias))
+            out = _affine_rows(quotient, *rows, out=quotient if x.is_cpu else None)
         ctx.save_for_backward(input, v, weight, bias, variance, mean, root, left)
         ctx.settings = (eps, centered)
         used = used.clone() if used is variance else used
@@ -544,23 +555,24 @@ class _BatchGate(torch.autograd.Function):
         scale = weight.to(x.dtype)
         right = _affine_rows(x, slope, root)
         by_sample = right > left.view(1, -1, 1, 1)
-        quotient = g / torch.maximum(right, left.view(1, -1, 1, 1), out=right)
+        denominator = torch.maximum(right, left.view(1, -1, 1, 1), out=right)
+        quotient = g / denominator
         scales, _ = _row_sums(quotient, x)
-        grad_denominator = (quotient * x).div_(right).mul_(-scale.view(1, -1, 1, 1))
-        through_sample = grad_denominator * by_sample
-        grad_slopes, grad_root = _row_sums(through_sample, x)
+        # the gradient of the denominator is −γ times this, which is applied to the sums instead
+        pulled = torch.div(quotient, denominator, out=denominator).mul_(x)
+        everywhere = -scale * pulled.sum((2, 3)) if variance is None else None
+        grad_slopes, grad_root = (-scale * sums for sums in _row_sums(pulled.mul_(by_sample), x))
 
         grad_v = None if v is None else grad_slopes.sum(0).to(v.dtype)
         grad_input = None
         if ctx.needs_input_grad[0]:
             pull = grad_root / (root * height * width)
             shift = -pull * mean if centered else torch.zeros_like(pull)
-            if variance is None:
-                grad_left = (grad_denominator.sum((2, 3)) - grad_root).sum(0)
-                batch_pull = grad_left / (left * (batch * height * width))
+            if everywhere is not None:
+                batch_pull = (everywhere - grad_root).sum(0) / (left * (batch * height * width))
                 pull, shift = pull + batch_pull, shift - batch_pull * mean.mean(0)
             grad_input = _affine_rows(x, pull, shift).addcmul_(quotient, scale.view(1, -1, 1, 1))
-            grad_input = grad_input.addcmul_(through_sample, slope[..., None, None]).to(input.dtype)
+            grad_input = grad_input.addcmul_(pulled, (-scale * slope)[..., None, None]).to(input.dtype)
         grad_weight, grad_bias = scales.sum(0).to(weight.dtype), g.sum((0, 2, 3)).to(bias.dtype)
         return grad_input, grad_v, grad_weight, grad_bias, None, None, None
 

@@ -29,7 +29,7 @@ def mlp(splits: Splits) -> nn.Module:
 
 
 def cnn(splits: Splits) -> nn.Module:
-    """Three 3×3 convolutions (32, 64, 64 channels) with batch normalisation and ReLU, two poolings, a linear head."""
+    """Three 3×3 convolutions (32, 64, 64 channels) with batch norm and ReLU, two poolings, a linear head."""
     channels, height, width = _picture(splits, "cnn", at_least=4)
     model = nn.Sequential()
     for index, out_channels in enumerate((32, 64, 64)):
@@ -68,7 +68,7 @@ NAMED: dict[str, Callable[[Splits], nn.Module]] = {
 
 
 def build_model(source: str, splits: Splits) -> nn.Module:
-    """Build a model by name (``"mlp"``) or by file and function (``"model.py:build"``), and check that it fits the data.
+    """Build a model by name (``"mlp"``) or file and function (``"model.py:build"``), and check that it fits the data.
 
     A function of the user's may take any of ``splits``, ``input_shape`` (of one sample, without the batch) and
     ``outputs`` (numbers to give for a sample) by these names, or nothing.
@@ -123,9 +123,7 @@ def _build_from_file(source: str, splits: Splits) -> nn.Module:
         raise checks.InputError(f"model file {file!r} raises {type(error).__name__}: {error}") from error
     functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
     if not callable(getattr(module, name, None)):
-        raise checks.InputError(
-            f"model file {file!r} has no function {name!r}; {checks.did_you_mean(name, functions)}"
-        )
+        raise checks.InputError(f"model file {file!r} has no function {name!r}; {checks.did_you_mean(name, functions)}")
     build = getattr(module, name)
     offered = {"splits": splits, "input_shape": splits.input_shape, "outputs": splits.outputs}
     parameters = inspect.signature(build).parameters.values()
@@ -145,7 +143,9 @@ def _build_from_file(source: str, splits: Splits) -> nn.Module:
 
 def _picture(splits: Splits, model: str, at_least: int) -> tuple[int, int, int]:
     if len(splits.input_shape) != 3:
-        checks.fail(f"model {model!r} needs pictures (channels, height, width)", f"inputs of shape {splits.input_shape}")
+        checks.fail(
+            f"model {model!r} needs pictures (channels, height, width)", f"inputs of shape {splits.input_shape}"
+        )
     channels, height, width = splits.input_shape
     if min(height, width) < at_least:
         checks.fail(f"model {model!r} needs pictures of at least {at_least}×{at_least}", f"{height}×{width}")

@@ -148,9 +148,8 @@ def all_recipes() -> Mapping[str, Recipe]:
     recipes: dict[str, Recipe] = {}
     for module in iter_modules(__path__):
         for value in vars(import_module(f"{__name__}.{module.name}")).values():
-            if isinstance(value, Recipe):
-                if recipes.setdefault(value.name, value) is not value:
-                    raise RuntimeError(f"two recipes are called {value.name!r}")
+            if isinstance(value, Recipe) and recipes.setdefault(value.name, value) is not value:
+                raise RuntimeError(f"two recipes are called {value.name!r}")
     return recipes
 
 

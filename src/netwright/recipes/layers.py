@@ -38,7 +38,7 @@ def _relinear(model: nn.Module, trainer: Trainer, *, form: Form, gamma: float) -
 quadratic = Recipe(
     name="quadratic",
     claim="quadratic-nets",
-    summary="Quadratic neurons in all linear layers and 2-D convolutions; gamma is the learning rate of their new terms.",
+    summary="Quadratic neurons in all linear layers and 2-D convolutions; gamma is the learning rate of the new terms.",
     tasks=ALL_TASKS,
     options={"form": "full", "gamma": 1e-5},
     build=_quadraticize,

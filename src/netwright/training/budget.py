@@ -110,18 +110,16 @@ class Settings:
         """The optimiser for these parameters or parameter groups."""
         if self.optimizer == "sgd":
             return SGD(
-                parameters,  # type: ignore[arg-type]
+                parameters,
                 lr=self.lr,
                 momentum=self.momentum,
                 nesterov=self.nesterov,
                 weight_decay=self.weight_decay,
             )
         kind = Adam if self.optimizer == "adam" else AdamW
-        return kind(parameters, lr=self.lr, weight_decay=self.weight_decay)  # type: ignore[arg-type]
+        return kind(parameters, lr=self.lr, weight_decay=self.weight_decay)
 
-    def make_scheduler(
-        self, optimizer: Optimizer, steps: int | None
-    ) -> torch.optim.lr_scheduler.LambdaLR | None:
+    def make_scheduler(self, optimizer: Optimizer, steps: int | None) -> torch.optim.lr_scheduler.LambdaLR | None:
         """The learning-rate schedule over ``steps`` updates; ``None`` where it stays constant.
 
         Raises:

@@ -56,7 +56,12 @@ def evaluate(model: nn.Module, split: Split, *, batch_size: int = 1024) -> dict[
 
 
 def noise_robustness(model: nn.Module, split: Split, *, std: float = 0.5, seed: int = 0) -> dict[str, float]:
-    """Accuracy (or RMSE) with Gaussian noise of ``std`` on the normalised inputs, the same noise for every model."""
+    """Accuracy (or RMSE) with Gaussian noise of ``std`` on the normalised inputs, the same noise for every model.
+
+    Empty for inputs that are no measurements (the numbers of a graph's nodes).
+    """
+    if not split.inputs.is_floating_point():
+        return {}
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(split.inputs.shape, generator=generator, dtype=split.inputs.dtype)
     noisy = Split(split.inputs + std * noise.to(split.inputs.device), split.targets, split.target_std)
@@ -69,7 +74,7 @@ def predict(model: nn.Module, inputs: Tensor, *, batch_size: int = 1024) -> Tens
     """Outputs of the model in eval mode, ``(samples, outputs)``, in float32 or better, on the model's device."""
     device = next((p.device for p in model.parameters()), inputs.device)
     with eval_mode(model):
-        outputs = torch.cat([model(chunk.to(device)) for chunk in inputs.split(batch_size)])
+        outputs = torch.cat([model(chunk.to(device)) for chunk in torch.split(inputs, batch_size)])
     return outputs.float() if outputs.dtype in (torch.float16, torch.bfloat16) else outputs
 
 
@@ -89,9 +94,9 @@ def calibration_error(probabilities: Tensor, targets: Tensor, bins: int = 15) ->
     confidence, predicted = probabilities.double().max(-1)
     bin_of = (confidence * bins).ceil().long().clamp(1, bins) - 1
     gap = (predicted == targets).double() - confidence
-    return torch.zeros(bins, dtype=torch.float64, device=gap.device).index_add_(0, bin_of, gap).abs().sum().item() / len(
-        targets
-    )
+    return torch.zeros(bins, dtype=torch.float64, device=gap.device).index_add_(
+        0, bin_of, gap
+    ).abs().sum().item() / len(targets)
 
 
 __all__ = ["METRICS", "calibration_error", "evaluate", "noise_robustness", "predict"]

@@ -148,7 +148,7 @@ class ReLinearShrink:
     def _shrink(self, parameter: Tensor) -> None:
         if self.alpha is not None:
             parameter.mul_(self.alpha)
-        else:
+        elif self.beta is not None:
             parameter.copy_(nn.functional.softshrink(parameter, self.beta))
 
 
@@ -181,7 +181,7 @@ def rezero(model: nn.Module) -> nn.Module:
     """
 
     def wrapped(block: Block) -> Block:
-        block.branch = ReZeroWrap(block.branch)
+        block.register_module("branch", ReZeroWrap(block.branch))
         return block
 
     new = swap(model, {Block: wrapped})

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Self
 
 from lightning_fabric import Fabric
 from torch import Tensor, nn
@@ -37,7 +36,7 @@ class Trainer:
     settings: Settings
     seed: int
     fabric: Fabric
-    make_rule: Callable[[nn.Module, Self], Rule] | None = None
+    make_rule: Callable[[nn.Module, "Trainer"], Rule] | None = None
     patience: int | None = None
     initial_state: Mapping[str, Tensor] = field(default_factory=dict)
     histories: list[History] = field(default_factory=list)

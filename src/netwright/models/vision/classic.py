@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import nn
 
 from netwright import checks
@@ -106,7 +105,7 @@ def vgg_bn(
     widths: Sequence[int] = (64, 128, 256, 512, 512),
     conv: Callable[..., nn.Module] = nn.Conv2d,
 ) -> nn.Sequential:
-    """VGG with batch normalisation for 32×32 pictures and one linear layer (Simonyan and Zisserman 2014, arXiv:1409.1556).
+    """VGG with batch normalisation and one linear layer, for 32×32 pictures (Simonyan, Zisserman 2014, arXiv:1409.1556).
 
     Args:
         depth: 11, 13, 16 or 19, as the paper counts; the convolutions are three fewer, and have biases.

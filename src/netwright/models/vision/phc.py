@@ -117,6 +117,7 @@ def phc_vgg(
         options: ``algebra`` and ``learn_algebra`` of :class:`PHConv2d`.
 
     Example:
+        >>> import torch
         >>> phc_vgg(11, n=3, channels=3, width="large")(torch.randn(2, 3, 32, 32)).shape
         torch.Size([2, 10])
     """

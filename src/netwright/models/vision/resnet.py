@@ -9,7 +9,6 @@ of a residual branch.
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -94,7 +93,9 @@ class Block(nn.Module):
             if shortcut == "A":
                 self.shortcut = PadShortcut(in_channels, out_channels, stride)
             else:
-                self.shortcut = nn.Sequential(conv(in_channels, out_channels, 1, stride=stride), norm_act(out_channels, False))
+                self.shortcut = nn.Sequential(
+                    conv(in_channels, out_channels, 1, stride=stride), norm_act(out_channels, False)
+                )
         self.act = nn.ReLU(inplace=True)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -163,7 +164,8 @@ class ResNet(nn.Module):
 
     def features(self, input: Tensor) -> Tensor:
         """What the classifier sees: ``(batch, channels)``."""
-        return self.stages(self.stem(input)).mean(dim=(2, 3))
+        maps: Tensor = self.stages(self.stem(input))
+        return maps.mean(dim=(2, 3))
 
     def forward(self, input: Tensor) -> Tensor:
         output: Tensor = self.classifier(self.features(input))

@@ -14,7 +14,7 @@ from netwright import checks
 
 
 class PatchEmbed(nn.Module):
-    """Cut a picture into patches and map each to a token: ``(batch, channels, height, width)`` to ``(batch, tokens, dim)``."""
+    """Patches of a picture as tokens: ``(batch, channels, height, width)`` to ``(batch, tokens, dim)``."""
 
     def __init__(self, image_size: int, patch_size: int, in_channels: int, dim: int) -> None:
         super().__init__()
@@ -23,7 +23,8 @@ class PatchEmbed(nn.Module):
         self.projection = nn.Conv2d(in_channels, dim, patch_size, stride=patch_size)
 
     def forward(self, input: Tensor) -> Tensor:
-        return self.projection(input).flatten(2).transpose(1, 2)
+        patches: Tensor = self.projection(input)
+        return patches.flatten(2).transpose(1, 2)
 
 
 class Attention(nn.Module):
@@ -51,7 +52,7 @@ class Mlp(nn.Sequential):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth (Huang et al. 2016, arXiv:1603.09382): in training, drop a sample's whole branch with ``rate``."""
+    """Stochastic depth (Huang et al. 2016, arXiv:1603.09382): drop a sample's whole branch in training."""
 
     def __init__(self, rate: float = 0.0) -> None:
         super().__init__()
@@ -99,8 +100,8 @@ class TransformerBlock(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, input: Tensor) -> Tensor:
-        input = input + self.drop_path(self.attention(input))
-        output: Tensor = input + self.drop_path(self.mlp(input))
+        mixed = input + self.drop_path(self.attention(input))
+        output: Tensor = mixed + self.drop_path(self.mlp(mixed))
         return output
 
 
