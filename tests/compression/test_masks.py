@@ -42,13 +42,14 @@ OPTIMIZERS = {
 }
 
 
+@pytest.mark.parametrize("gradients", [False, True])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_dead_weights_stay_exactly_zero_through_any_optimiser(name: str) -> None:
+def test_dead_weights_stay_exactly_zero_through_any_optimiser(name: str, gradients: bool) -> None:
     model = MLP(6, (8, 8), 3)
     optimizer = OPTIMIZERS[name](model.parameters())
     train(model, optimizer)  # so that momentum of the dead weights is there
     mask = half(model)
-    mask.attach_(model)
+    mask.attach_(model, gradients=gradients)
     before = {key: parameter.detach().clone() for key, parameter in model.named_parameters()}
     train(model, optimizer)
     state = model.state_dict()
@@ -65,7 +66,7 @@ def test_masked_network_computes_with_masked_weights_and_has_their_gradient() ->
     mask = Mask({"weight": torch.rand(4, 5) < 0.5})
     x = torch.randn(3, 5, dtype=torch.float64)
     weight = layer.weight.detach().clone()
-    mask.attach_(layer)
+    mask.attach_(layer, gradients=True)
     torch.testing.assert_close(layer(x), x @ (weight * mask["weight"]).T + layer.bias)
     layer(x).sum().backward()
     gradient = layer._parameters["weight"].grad
@@ -75,6 +76,41 @@ def test_masked_network_computes_with_masked_weights_and_has_their_gradient() ->
         return torch.func.functional_call(layer, {"weight": value}, (x,))
 
     assert gradcheck(by_weight, (torch.randn(4, 5, dtype=torch.float64, requires_grad=True),))
+
+
+def test_both_kinds_of_mask_train_alike() -> None:
+    """Rules that treat every entry by itself move the living weights alike, whether the dead have gradients or not."""
+    start = MLP(6, (8, 8), 3)
+    mask, trained = half(start), []
+    for gradients in (False, True):
+        model = copy.deepcopy(start)
+        mask.attach_(model, gradients=gradients)
+        torch.manual_seed(1)
+        train(model, torch.optim.Adam(model.parameters(), lr=0.01))
+        trained.append(make_permanent(model).state_dict())
+    torch.testing.assert_close(*trained)
+
+
+def test_reading_twice_does_not_disturb_backward() -> None:
+    layer = nn.Linear(6, 6)
+    half(layer).attach_(layer)
+    output = layer(layer(torch.randn(3, 6)))
+    assert layer.weight.shape == (6, 6)
+    output.sum().backward()
+    assert layer.weight.grad is not None
+
+
+def test_tensors_of_the_caller_are_left_alone() -> None:
+    layer = nn.Linear(5, 4)
+    mask = half(layer)
+    mask.attach_(layer)
+    weight = torch.randn(4, 5, requires_grad=True)
+    before = weight.detach().clone()
+    (gradient,) = torch.autograd.grad(
+        torch.func.functional_call(layer, {"weight": weight}, torch.ones(2, 5)).sum(), weight
+    )
+    assert torch.equal(weight.detach(), before)
+    assert torch.equal(gradient != 0, mask["weight"])
 
 
 def test_names_are_kept_so_states_go_between_masked_and_plain() -> None:
@@ -154,7 +190,7 @@ def test_tied_weights_are_masked_at_every_place() -> None:
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
 def test_recurrent_layers_use_the_mask(kind: type[nn.RNNBase]) -> None:
     layer = kind(3, 4, batch_first=True)
-    half(layer).attach_(layer)
+    half(layer).attach_(layer, gradients=True)
     x = torch.randn(2, 5, 3)
     masked, _ = layer(x)
     masked.sum().backward()

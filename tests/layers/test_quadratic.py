@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_model, save_model
+from sklearn.preprocessing import PolynomialFeatures
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional
@@ -47,6 +48,18 @@ def test_linear_layer_is_the_bare_expression(seed: int, form: str) -> None:
     r = x @ layer.weight_r.T + layer.bias_r
     g = x @ layer.weight_g.T + layer.bias_g if form == "full" else 1.0
     torch.testing.assert_close(layer(x), r * g + x**2 @ layer.weight_b.T + layer.bias_b)
+
+
+@pytest.mark.parametrize("form", ["full", "compact"])
+def test_a_neuron_is_linear_in_the_features_of_degree_two(form: str) -> None:
+    """All of scikit-learn's for the full form; the compact one has no products of different inputs."""
+    layer = random_(QuadraticLinear(3, 2, form=form, dtype=DOUBLE))  # type: ignore[arg-type]
+    x = torch.randn(50, 3, dtype=DOUBLE)
+    features = torch.from_numpy(PolynomialFeatures(2).fit_transform(x.numpy()))
+    if form == "compact":
+        features = features[:, [0, 1, 2, 3, 4, 7, 9]]  # 1, x_i and x_i²
+    outputs = layer(x).detach()
+    torch.testing.assert_close(features @ torch.linalg.lstsq(features, outputs).solution, outputs)
 
 
 GEOMETRIES: list[tuple[dict[str, object], dict[str, object]]] = [

@@ -8,7 +8,8 @@ from torch import nn
 
 from netwright.bench.compare import compare
 from netwright.bench.store import Store
-from netwright.cost import count_params
+from netwright.compression.masks import Mask, prunable
+from netwright.cost import count_macs, count_params
 from netwright.data import load
 from netwright.layers.hypercomplex import PHConv2d, PHMLinear
 from netwright.layers.quadratic import quadratic_layers
@@ -59,6 +60,28 @@ def test_recipes_run_through_compare(chain: str, tmp_path: Path) -> None:
     assert (arm.costs["parameters"] < 0.8 * baseline.costs["parameters"]) == chain.startswith("phm")
     if "noise" not in chain:  # that needs a longer training
         assert arm.metrics["accuracy"].mean > 0.2
+
+
+def test_pruning_finds_the_filters_and_not_the_algebra() -> None:
+    model = nn.Sequential(PHMLinear(16, 16)).eval()
+    assert list(prunable(model)) == ["0.filters"]
+    x = torch.randn(2, 16)
+    with torch.no_grad():
+        before = model(x)
+        masked = Mask({"0.filters": torch.zeros(4, 4, 4)}).attach_(model)
+        torch.testing.assert_close(masked(x), model[0].bias.expand(2, -1))
+        assert not torch.allclose(masked(x), before)
+
+
+def test_multiply_adds() -> None:
+    splits = load("digits")
+    plain, x = build_model("cnn", splits), splits.test.inputs[:1]
+    expected = count_macs(plain, x)
+    assert count_macs(parse_chain("quadratic").build(plain, splits), x) == 3 * expected
+    model = parse_chain("phm").build(plain, splits)
+    building = sum(4 * m.weight.numel() for m in model.modules() if isinstance(m, PHConv2d))
+    assert count_macs(model, x) == expected + building
+    assert count_macs(model, x) == expected  # the weights are kept
 
 
 def test_a_model_without_anything_to_change_is_refused() -> None:

@@ -22,7 +22,7 @@ CLAIM = Claim(
     arxiv="2110.04176",
     year=2021,
     room="layers",
-    says="Convolutions that learn their algebra need 1/n of the parameters and with n = 3 beat quaternions on RGB pictures.",
+    says="Convolutions that learn their algebra need 1/n of the parameters; with n = 3 they beat quaternions on RGB.",
     parts=(
         "layers.hypercomplex.PHConv2d",
         "layers.hypercomplex.PHConv1d",

@@ -1,6 +1,7 @@
 """Lottery tickets (Frankle and Carbin 2019, arXiv:1803.03635): iterative magnitude pruning with rewinding."""
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -268,7 +269,7 @@ def magnitude_mask(
             raise checks.InputError("scope='global' needs one fraction for all layers (or 0 for some), got several")
     smaller = dict(mask)
     for group in groups:
-        magnitudes = torch.cat([weights[name][mask[name]].detach().abs() for name in group])
+        magnitudes = torch.cat([_survivors(weights[name].detach(), mask[name]).abs() for name in group])
         kept = _without_smallest(magnitudes, round(fractions[group[0]] * len(magnitudes)))
         survivors = [int(mask[name].sum()) for name in group]
         for name, part in zip(group, torch.split(kept, survivors), strict=True):
@@ -335,9 +336,14 @@ def early_stopping_step(history: History) -> int:
     return int(min(history.records, key=lambda record: record[metric])["step"])
 
 
+def _survivors(weight: Tensor, mask: Tensor) -> Tensor:
+    # selecting costs as much as all the rest, and the first round keeps everything
+    return weight.flatten() if mask.all() else weight.masked_select(mask)
+
+
 def _without_smallest(magnitudes: Tensor, number: int) -> Tensor:
     """Which entries stay if the ``number`` smallest go; the first of equals go first."""
-    if not bool(magnitudes.isfinite().all()):
+    if not math.isfinite(magnitudes.max()):
         raise checks.InputError("weights must be finite, got an infinite value or NaN")
     if number == 0:
         return torch.ones_like(magnitudes, dtype=torch.bool)

@@ -23,8 +23,8 @@ class Mask(Mapping[str, Tensor]):
     """Which weights of a network live: parameter name to a bool tensor of the parameter's shape, in order; read-only.
 
     A mask meets a network in one of two ways. :meth:`apply_` zeroes the dead weights once. :meth:`attach_` keeps them
-    at exactly zero from then on, whatever changes the parameters: every read of the weight gives ``parameter * mask``,
-    so neither momentum nor weight decay nor noise brings a weight back, and no gradient reaches it.
+    at exactly zero from then on, whatever changes the parameters: neither momentum nor weight decay nor noise brings a
+    weight back.
 
     Names stay as they are. ``model.state_dict()`` of a masked model has the plain names and real zeros, so it loads
     into a plain network (and the other way round); the mask itself is ``dict(mask)``, which safetensors can save, and
@@ -181,8 +181,19 @@ class Mask(Mapping[str, Tensor]):
             parameter.mul_(tensor.to(parameter))
         return model
 
-    def attach_(self, model: nn.Module) -> nn.Module:
+    def attach_(self, model: nn.Module, *, gradients: bool = False) -> nn.Module:
         """Keep the dead weights of ``model`` at exactly zero from now on, in place; replaces a mask that was there.
+
+        The modules get a subclass of their class in which reading a masked parameter zeroes its dead weights first, so
+        that no forward pass, no copy and no ``state_dict`` sees another value.
+
+        Args:
+            model: The network.
+            gradients: Also keep gradients from the dead weights, by making the read weight ``parameter * mask``. Only
+                rules that look at norms (such as clipping) need it, and it costs two more passes over the weights.
+
+        Returns:
+            The model.
 
         Raises:
             InputError: If the model has no parameter of a name, or of another shape.
@@ -194,7 +205,7 @@ class Mask(Mapping[str, Tensor]):
                 assert parameter is not None
                 # in the parameter's type: a product of float and bool takes twice as long
                 module.register_buffer(_buffer(name), tensor.to(parameter), persistent=False)
-                _set_masked_names(module, (*_masked_names(module), name))
+                _set_masked_names(module, (*_masked_names(module), name), gradients)
         return model
 
     def _places(self, model: nn.Module) -> dict[str, list[tuple[nn.Module, str, Tensor]]]:
@@ -230,9 +241,7 @@ def make_permanent(model: nn.Module) -> nn.Module:
     """
     for module in model.modules():
         for name in _masked_names(module):
-            parameter = module._parameters[name]
-            assert parameter is not None
-            parameter.mul_(getattr(module, _buffer(name)))
+            _zero_dead(module, name)
             delattr(module, _buffer(name))
         _set_masked_names(module, ())
     return model
@@ -320,31 +329,29 @@ def _masked_names(module: nn.Module) -> tuple[str, ...]:
     return names
 
 
-def _set_masked_names(module: nn.Module, names: Iterable[str]) -> None:
+def _set_masked_names(module: nn.Module, names: Iterable[str], gradients: bool = False) -> None:
     kind = type(module)
     plain = kind.__mro__[1] if _masked_names(module) else kind
     chosen = tuple(dict.fromkeys(names))
-    module.__class__ = _masked_class(plain, chosen) if chosen else plain
+    module.__class__ = _masked_class(plain, chosen, gradients) if chosen else plain
 
 
 @cache
-def _masked_class(plain: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
-    """A subclass in which reading the parameters ``names`` gives their product with the mask.
+def _masked_class(plain: type[nn.Module], names: tuple[str, ...], gradients: bool) -> type[nn.Module]:
+    """A subclass in which the dead weights of the parameters ``names`` are zero whenever they are read.
 
-    The parameters stay where they are, under their names. This is what ``torch.nn.utils.parametrize`` does, which would
-    rename them in the state dict.
+    The parameters stay where they are, under their names; ``torch.nn.utils.parametrize`` would rename them.
     """
 
     def save_to_state_dict(self: nn.Module, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        for name in names:
+            _zero_dead(self, name)
         plain._save_to_state_dict(self, destination, prefix, keep_vars)
-        if not keep_vars:
-            for name in names:
-                destination[prefix + name] = getattr(self, name).detach()
 
     def reduce(self: nn.Module, protocol: Any) -> tuple[Any, ...]:  # noqa: ARG001
-        return _new_masked, (plain, names), self.__dict__
+        return _new_masked, (plain, names, gradients), self.__dict__
 
-    body: dict[str, Any] = {name: property(_reader(name)) for name in names}
+    body: dict[str, Any] = {name: property(_reader(name, gradients)) for name in names}
     body |= {
         "_masked_parameters": names,
         "_save_to_state_dict": save_to_state_dict,
@@ -360,18 +367,30 @@ def _masked_class(plain: type[nn.Module], names: tuple[str, ...]) -> type[nn.Mod
     return type(f"Masked{plain.__name__}", (plain,), body)
 
 
-def _reader(name: str) -> Any:
+def _reader(name: str, gradients: bool) -> Any:
     buffer = _buffer(name)
 
     def read(self: nn.Module) -> Tensor:
         parameter: Tensor = self._parameters[name]  # type: ignore[assignment]
-        return parameter * self._buffers[buffer]  # type: ignore[operator]
+        # what functional_call puts in the place of a parameter must not be changed, nor what is being traced
+        if gradients or type(parameter) is not nn.Parameter or torch.compiler.is_compiling():
+            return parameter * self._buffers[buffer]  # type: ignore[operator]
+        _zero_dead(self, name)
+        return parameter
 
     return read
 
 
-def _new_masked(plain: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
-    kind: type[nn.Module] = _masked_class(plain, names)  # type: ignore[arg-type]
+def _zero_dead(module: nn.Module, name: str) -> None:
+    parameter, mask = module._parameters[name], module._buffers[_buffer(name)]
+    assert parameter is not None
+    assert mask is not None
+    # past autograd's eyes: it changes nothing that an earlier read has given
+    parameter.data.mul_(mask)
+
+
+def _new_masked(plain: type[nn.Module], names: tuple[str, ...], gradients: bool) -> nn.Module:
+    kind: type[nn.Module] = _masked_class(plain, names, gradients)  # type: ignore[arg-type]
     return kind.__new__(kind)
 
 

@@ -89,7 +89,7 @@ class _SampleSeries(_EvoNorm):
         self._check(input)
         if not self.apply_act:
             return self._affine(input)
-        function = _plain_group_gate if _needs_plain_formula() else _GroupGate.apply
+        function = _plain_group_gate if _needs_plain_formula(input) else _GroupGate.apply
         out: Tensor = function(input, self.v, self.weight, self.bias, self.groups, self.eps, self.centered)
         return out
 
@@ -261,7 +261,7 @@ class EvoNormB0(_BatchSeries):
     slope = True
 
     def _normalise(self, input: Tensor, variance: Tensor | None) -> tuple[Tensor, Tensor]:
-        function = _plain_batch_gate if _needs_plain_formula() else _BatchGate.apply
+        function = _plain_batch_gate if _needs_plain_formula(input) else _BatchGate.apply
         out: tuple[Tensor, Tensor] = function(input, self.v, self.weight, self.bias, variance, self.eps, True)
         return out
 
@@ -297,7 +297,7 @@ class EvoNormB2(_BatchSeries):
     """
 
     def _normalise(self, input: Tensor, variance: Tensor | None) -> tuple[Tensor, Tensor]:
-        function = _plain_batch_gate if _needs_plain_formula() else _BatchGate.apply
+        function = _plain_batch_gate if _needs_plain_formula(input) else _BatchGate.apply
         out: tuple[Tensor, Tensor] = function(input, None, self.weight, self.bias, variance, self.eps, False)
         return out
 
@@ -344,9 +344,9 @@ def replace_norm_act(
     return swap_norm_act(model, lambda norm, act: like(norm, apply_act=act), activations=activations)
 
 
-def _needs_plain_formula() -> bool:
+def _needs_plain_formula(input: Tensor) -> bool:
     """Compilers and ``torch.func`` see through the plain formula, and the former fuse it themselves."""
-    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    return torch.compiler.is_compiling() or input.is_meta or torch._C._are_functorch_transforms_active()
 
 
 def _widen(tensor: Tensor) -> Tensor:

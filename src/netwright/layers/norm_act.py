@@ -350,7 +350,7 @@ def _without_activations(owner: nn.Module, numbers: set[int], acts: tuple[type[n
             input = _activation_input(activations[number], modules, acts)
             assert input is not None
             activations[number].replace_all_uses_with(input)
-        _make_dropouts_modules(version)
+        _make_dropouts_modules(version, training)
         graph.eliminate_dead_code()
         version.delete_all_unused_submodules()
         version.recompile()
@@ -364,14 +364,14 @@ def _without_activations(owner: nn.Module, numbers: set[int], acts: tuple[type[n
     return new
 
 
-def _make_dropouts_modules(version: fx.GraphModule) -> None:
+def _make_dropouts_modules(version: fx.GraphModule, training: bool) -> None:
     """A functional dropout has the mode of tracing written into it; a module follows the mode of the model."""
     for node in list(version.graph.nodes):
         if node.op != "call_function" or node.target not in _DROPOUTS:
             continue
         rate = node.kwargs.get("p", node.args[1] if len(node.args) > 1 else 0.5)
         name = f"_{node.name}"
-        version.add_submodule(name, _DROPOUTS[node.target](rate))
+        version.add_submodule(name, _DROPOUTS[node.target](rate).train(training))
         with version.graph.inserting_before(node):
             module = version.graph.call_module(name, (node.all_input_nodes[0],))
         node.replace_all_uses_with(module)

@@ -2,7 +2,8 @@
 
 from torch import nn
 
-from netwright.data.splits import ALL_TASKS, Splits
+from netwright.data.splits import ALL_TASKS, IMAGES, Splits
+from netwright.layers.evonorm import Kind, replace_norm_act
 from netwright.layers.hypercomplex import to_hypercomplex
 from netwright.layers.quadratic import Form, quadraticize
 from netwright.recipes import Recipe
@@ -46,4 +47,18 @@ quadratic = Recipe(
 )
 
 
-__all__ = ["phm", "quadratic"]
+def _replace_norm_act(model: nn.Module, splits: Splits, *, kind: Kind, groups: int) -> nn.Module:  # noqa: ARG001
+    return replace_norm_act(model, kind, groups)
+
+
+evonorm = Recipe(
+    name="evonorm",
+    claim="evonorm",
+    summary="EvoNorm instead of every 2-D normalisation and the activation after it: kind S0, S1, S2, B0, B1 or B2.",
+    tasks=IMAGES,
+    options={"kind": "S0", "groups": 8},
+    build=_replace_norm_act,
+)
+
+
+__all__ = ["evonorm", "phm", "quadratic"]

@@ -1,6 +1,7 @@
 """The small networks that most papers measure on: MLP, LeNet, Conv-2/4/6, VGG with batch normalisation."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import nn
 
@@ -39,6 +40,10 @@ class MLP(nn.Sequential):
             self.append(act())
             in_features = width
         self.append(nn.Linear(in_features, out_features))
+
+    def __getitem__(self, index: slice | int) -> Any:
+        # a part of it is a plain sequence: torch would call this class's constructor with layers
+        return nn.Sequential(*list(self)[index]) if isinstance(index, slice) else super().__getitem__(index)
 
 
 def lenet_300_100(in_features: int = 784, num_classes: int = 10) -> MLP:
@@ -105,7 +110,7 @@ def vgg_bn(
     widths: Sequence[int] = (64, 128, 256, 512, 512),
     conv: Callable[..., nn.Module] = nn.Conv2d,
 ) -> nn.Sequential:
-    """VGG with batch normalisation and one linear layer, for 32×32 pictures (Simonyan, Zisserman 2014, arXiv:1409.1556).
+    """VGG with batch normalisation and one linear layer for 32×32 pictures (Simonyan, Zisserman 2014, arXiv:1409.1556).
 
     Args:
         depth: 11, 13, 16 or 19, as the paper counts; the convolutions are three fewer, and have biases.
