@@ -14,7 +14,7 @@ def main() -> None:
     torch.manual_seed(0)
     for shape in SHAPES:
         channels = shape[1]
-        input = torch.randn(shape, requires_grad=True)
+        x = torch.randn(shape, requires_grad=True)
         grad = torch.randn(shape)
         layers = {
             "GroupNorm + SiLU": nn.Sequential(nn.GroupNorm(8, channels), nn.SiLU()),
@@ -23,9 +23,9 @@ def main() -> None:
             "EvoNormB0": EvoNormB0(channels),
         }
 
-        def pass_through(layer: nn.Module, input: torch.Tensor = input, grad: torch.Tensor = grad) -> None:
+        def pass_through(layer: nn.Module, x: torch.Tensor = x, grad: torch.Tensor = grad) -> None:
             # fresh gradients, as in a training step; to add them to old ones would only time the addition
-            torch.autograd.grad(layer(input), [input, *layer.parameters()], grad)
+            torch.autograd.grad(layer(x), [x, *layer.parameters()], grad)
 
         side_by_side(
             f"forward and backward on {shape}",
@@ -34,8 +34,8 @@ def main() -> None:
             targets={"EvoNormS0": 1.5},
         )
         # the input counts: each of the layers keeps it
-        size = input.numel() * input.element_size()
-        kept = {name: saved_bytes(layer, input) + size for name, layer in layers.items()}
+        size = x.numel() * x.element_size()
+        kept = {name: saved_bytes(layer, x) + size for name, layer in layers.items()}
         reference = kept["GroupNorm + SiLU"]
         print(f"\nmemory kept for backward on {shape}")
         for name, value in kept.items():

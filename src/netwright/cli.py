@@ -187,7 +187,10 @@ def reproduce(
     def keep(result: "ClaimResult") -> None:
         if out is not None and not result.failed:
             bench.write_evidence(result, out)
+        console.print(bench.describe(result), highlight=False)
 
+    if out is not None:
+        bench.check_writable(out)
     results = bench.reproduce(
         chosen,
         scale=scale,  # type: ignore[arg-type]  # checked there
@@ -199,7 +202,6 @@ def reproduce(
         retry_failed=retry_failed,
         observer=keep,
     )
-    console.print(bench.results_table(results))
     _write_json({"claims": [result.to_json() for result in results]}, json_to)
     if any(result.failed for result in results):
         raise typer.Exit(FAILED)

@@ -26,7 +26,7 @@ def make(norm: nn.Module, act: bool) -> nn.Module:
 
 
 class BasicBlock(nn.Module):
-    """As in torchvision: one ``relu`` for the first normalisation and for the sum, and attributes in no telling order."""
+    """As in torchvision: one ``relu`` for a normalisation and for the sum, attributes in no telling order."""
 
     def __init__(self, channels: int = 4) -> None:
         super().__init__()
@@ -69,7 +69,8 @@ class TorchvisionResNet(nn.Module):
 def test_a_torchvision_resnet_keeps_only_the_relu_after_the_sums() -> None:
     model = TorchvisionResNet()
     new = swap_norm_act(model, make)
-    assert new.bn1.act and isinstance(new.relu, nn.Identity)
+    assert new.bn1.act
+    assert isinstance(new.relu, nn.Identity)
     x = torch.randn(2, 3, 8, 8)
 
     def block(old: BasicBlock, x: Tensor) -> Tensor:
@@ -234,7 +235,10 @@ class Moody(nn.Module):
         (Split(), r"goes to activation 'relu' and elsewhere too"),
         (Twice(), r"'bn' is used at several places, an activation follows at some only"),
         (Moody(), r"forward pass of Moody depends on the training mode"),
-        (nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)), r"must have a 2-D normalisation.*got a Sequential without one"),
+        (
+            nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)),
+            r"must have a 2-D normalisation.*got a Sequential without one",
+        ),
     ],
 )
 def test_what_cannot_be_replaced_is_refused(model: nn.Module, message: str) -> None:

@@ -48,24 +48,22 @@ def test_variance_is_eta_over_a_power_of_the_update(step: int, eta: float, gamma
     assert gradient_noise_std(step + 1, eta, gamma) <= std
 
 
-@pytest.mark.parametrize("draw", ["table", "exact"])
-def test_noise_is_standard_normal_times_the_std(draw: Any) -> None:
+def test_noise_is_standard_normal_times_the_std() -> None:
     weight = weight_with_gradient(200_001, dtype=torch.float64)
-    std = add_gradient_noise_([weight], step=3, generator=seeded(), draw=draw)
+    std = add_gradient_noise_([weight], step=3, generator=seeded())
     noise = weight.grad / std
     assert noise.mean().abs() < 4 / math.sqrt(len(noise))
     assert stats.kstest(noise.numpy(), "norm").pvalue > 1e-3
     assert noise.pow(4).mean().item() == pytest.approx(3, abs=0.05)
 
 
-@pytest.mark.parametrize("draw", ["table", "exact"])
-def test_noise_of_entries_and_of_updates_is_uncorrelated(draw: Any) -> None:
+def test_noise_of_entries_and_of_updates_is_uncorrelated() -> None:
     generator = seeded()
     draws = []
     for step in range(2000):
         weight = weight_with_gradient(40)
         draws.append(weight.grad)
-        add_gradient_noise_([weight], step, gamma=0.0, eta=1.0, generator=generator, draw=draw)
+        add_gradient_noise_([weight], step, gamma=0.0, eta=1.0, generator=generator)
     noise = torch.stack(draws)
     correlation = torch.corrcoef(noise.T) - torch.eye(40)
     assert correlation.abs().max() < 4.5 / math.sqrt(2000)
@@ -303,8 +301,6 @@ def test_bad_input_is_named() -> None:
         GradientNoise(sgd, clip_norm=0)
     with pytest.raises(InputError, match=r"unknown where 'gradients'; did you mean 'gradient'"):
         GradientNoise(sgd, where="gradients")
-    with pytest.raises(InputError, match=r"unknown draw"):
-        add_gradient_noise_([weight], 0, draw="fast")  # type: ignore[arg-type]
     for dtype in (torch.complex64, torch.int64):
         with pytest.raises(InputError, match=rf"real floating-point type, got one of {dtype}"):
             GradientNoise(torch.optim.SGD([torch.zeros(3, dtype=dtype)], lr=0.1))

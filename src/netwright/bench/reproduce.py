@@ -7,16 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
 
 from netwright import checks
 from netwright.bench.runner import Executor, LocalExecutor, run_cells
 from netwright.bench.source import code_digest
-from netwright.bench.stats import CheckResult, Summary, Verdict, judge, judge_claim
+from netwright.bench.stats import CheckResult, Verdict, judge, judge_claim
 from netwright.bench.store import Cell, Store
 from netwright.claims import SCALES, Claim, Measurement, Scale, Trial, import_claim, read_claims
 
@@ -152,56 +153,61 @@ def reproduce(
 
 
 def write_evidence(result: ClaimResult, folder: Path) -> Path:
-    """Write ``folder/<scale>/<slug>.json``.
-
-    Raises:
-        InputError: If the folder cannot be written.
-    """
+    """Write ``folder/<scale>/<slug>.json``."""
     path = folder / result.scale / f"{result.claim.slug}.json"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result.evidence(), indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise checks.InputError(f"cannot write {path}: {error.strerror}; choose another folder with --out") from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result.evidence(), indent=1) + "\n", encoding="utf-8")
     return path
 
 
-def results_table(results: Sequence[ClaimResult]) -> Table:
-    """All checks of the claims with their verdicts, for a terminal."""
-    table = Table(title="claims")
-    for heading in ("claim", "check", "arm", "against", "difference", "limits (one-sided 95 %)", "verdict"):
-        table.add_column(heading)
-    for result in results:
-        for checked in result.checks:
-            check = checked.check
-            against = f"= {check.exactly:g}" if check.exactly is not None else _describe(check.baseline, checked.arms)
-            table.add_row(
-                result.claim.slug,
-                check.name,
-                _describe(check.arm, checked.arms),
-                against,
-                f"{checked.difference:+.4g}",
-                "" if checked.interval is None else f"{checked.interval[0]:+.4g} … {checked.interval[1]:+.4g}",
-                "" if result.scale == "smoke" else _COLOURED[checked.verdict],
-            )
-        if result.failed:
-            seed, reason = next(iter(result.failed.items()))
-            table.add_row(result.claim.slug, f"[red]seed {seed} failed: {reason}[/]", "", "", "", "", "")
-        elif result.verdict is not None:
-            table.add_row(f"[bold]{result.claim.slug}[/]", "", "", "", "", "", f"[bold]{_COLOURED[result.verdict]}[/]")
-        table.add_section()
-    return table
+def check_writable(folder: Path) -> None:
+    """Find out before a long run that its evidence could not be written.
+
+    Raises:
+        InputError: If the folder cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise checks.InputError(f"cannot write to {folder}: {error.strerror}; choose another with --out") from error
 
 
-_COLOURED = {
-    Verdict.HOLDS: "[green]holds[/]",
-    Verdict.REFUTED: "[red]refuted[/]",
-    Verdict.INCONCLUSIVE: "[yellow]inconclusive[/]",
-}
+def describe(result: ClaimResult) -> str:
+    """The verdicts on a claim and its checks, as text with rich's markup for a terminal of any width."""
+    seeds = f"{len(result.seeds)} seed{'' if len(result.seeds) == 1 else 's'}"
+    heading = f"[bold]{result.claim.slug}[/] ({result.scale}, {seeds}, {result.seconds:.0f} s)"
+    if result.verdict is not None:
+        heading += f": [bold]{_coloured(result.verdict)}[/]"
+    lines = [heading]
+    for checked in result.checks:
+        verdict = "measured" if result.scale == "smoke" else _coloured(checked.verdict)
+        lines.append(f"  {verdict}: {escape(checked.check.name)}")
+        lines.append(f"    {escape(_figures(checked))}")
+    lines += [f"  [red]seed {seed} failed[/]: {escape(reason)}" for seed, reason in result.failed.items()]
+    if result.verdict == Verdict.REFUTED and result.claim.note:
+        lines.append(f"  {escape(result.claim.note)}")
+    return "\n".join(lines)
 
 
-def _describe(arm: str | float | None, arms: Mapping[str, Summary]) -> str:
-    return f"{arm}: {arms[arm].mean:.4g}" if isinstance(arm, str) else f"{arm:g}"
+def _coloured(verdict: Verdict) -> str:
+    colour = {Verdict.HOLDS: "green", Verdict.REFUTED: "red", Verdict.INCONCLUSIVE: "yellow"}[verdict]
+    return f"[{colour}]{verdict}[/]"
+
+
+def _figures(checked: CheckResult) -> str:
+    check = checked.check
+    measured = f"{check.metric}: {check.arm} {checked.arms[check.arm].mean:.8g}"
+    if check.exactly is not None:
+        return f"{measured}, expected {check.exactly:.9g}"
+    if isinstance(check.baseline, str):
+        against = f"{check.baseline} {checked.arms[check.baseline].mean:.8g}"
+    else:
+        against = f"{check.baseline:g}"
+    sign = "above" if check.better == "higher" else "below"
+    limits = "" if checked.interval is None else f" ({checked.interval[0]:+.3g} to {checked.interval[1]:+.3g})"
+    return f"{measured} against {against}; difference {checked.difference:+.3g}{limits}, has to be {sign} {check.margin:g}"
 
 
 def _check_json(result: CheckResult, scale: Scale) -> dict[str, Any]:
@@ -215,4 +221,4 @@ def _check_json(result: CheckResult, scale: Scale) -> dict[str, Any]:
     }
 
 
-__all__ = ["DEFAULT_SEEDS", "ClaimResult", "reproduce", "results_table", "run_trial", "write_evidence"]
+__all__ = ["DEFAULT_SEEDS", "ClaimResult", "check_writable", "describe", "reproduce", "run_trial", "write_evidence"]

@@ -44,8 +44,7 @@ def non_dominated(scores: ArrayLike) -> NDArray[np.bool_]:
     points = _as_points("scores", scores)
     at_least = (points[:, None] >= points[None]).all(-1)
     better = (points[:, None] > points[None]).any(-1)
-    mask: NDArray[np.bool_] = ~(at_least & better).any(0)
-    return mask
+    return ~np.asarray((at_least & better).any(0))
 
 
 def hypervolume(scores: ArrayLike, reference: ArrayLike) -> float:
@@ -69,7 +68,9 @@ def hypervolume(scores: ArrayLike, reference: ArrayLike) -> float:
     points = _as_points("scores", scores)
     corner = np.asarray(reference, dtype=float)
     if corner.shape != points.shape[1:]:
-        checks.fail(f"reference must have one value for each of the {points.shape[1]} criteria", f"shape {corner.shape}")
+        checks.fail(
+            f"reference must have one value for each of the {points.shape[1]} criteria", f"shape {corner.shape}"
+        )
     above = points[(points > corner).all(1)] - corner
     return _volume(above)
 

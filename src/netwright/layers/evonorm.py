@@ -1,11 +1,10 @@
 """EvoNorm (Liu, Brock, Simonyan, Le 2020, arXiv:2004.02967): one layer for normalisation and activation together.
 
-The layers that the paper's search found: the B-series (B0, B1, B2) divides by statistics of the batch, the S-series (S0,
-S1, S2) by statistics of one sample, so that it does not care how small the batch is. :func:`replace_norm_act` puts
-them into a network that somebody else wrote.
+The layers that the paper's search found: the B-series (B0, B1, B2) divides by statistics of the batch, the S-series
+(S0, S1, S2) by statistics of one sample, so that it does not care how small the batch is. :func:`replace_norm_act`
+puts them into a network that somebody else wrote.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, Self
 
@@ -13,13 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from netwright import checks
+from netwright.layers._evonorm import (
+    BatchGate,
+    GroupGate,
+    needs_plain_formula,
+    plain_batch_gate,
+    plain_group_gate,
+    widen,
+)
 from netwright.layers.norm_act import channels_of, swap_norm_act
 
 Kind = Literal["B0", "B1", "B2", "S0", "S1", "S2"]
 KINDS: tuple[Kind, ...] = ("B0", "B1", "B2", "S0", "S1", "S2")
-
-# below this slope, the gradient of v is summed directly instead of as a difference of two sums; see _GroupGate.backward
-_SMALL_SLOPE = 0.05
 
 
 class _EvoNorm(nn.Module):
@@ -89,7 +93,7 @@ class _SampleSeries(_EvoNorm):
         self._check(input)
         if not self.apply_act:
             return self._affine(input)
-        function = _plain_group_gate if _needs_plain_formula(input) else _GroupGate.apply
+        function = plain_group_gate if needs_plain_formula(input) else GroupGate.apply
         out: Tensor = function(input, self.v, self.weight, self.bias, self.groups, self.eps, self.centered)
         return out
 
@@ -98,7 +102,7 @@ class _SampleSeries(_EvoNorm):
 
     @classmethod
     def like(cls, norm: nn.Module, groups: int = 32, apply_act: bool = True) -> Self:
-        """Replace ``norm`` (and the activation after it, with ``apply_act``); γ and β start where those of ``norm`` are.
+        """Replace ``norm`` (and the activation after it, with ``apply_act``); γ and β are taken over.
 
         Args:
             norm: A 2-D batch, group or instance normalisation.
@@ -168,7 +172,7 @@ class EvoNormS2(_SampleSeries):
 
 
 class _BatchSeries(_EvoNorm):
-    """What B0, B1 and B2 share: ``x / max(√(s_b² + ε), gate(x))`` with a running estimate of the batch variance s_b²."""
+    """What B0, B1 and B2 share: ``x / max(√(s_b² + ε), gate(x))`` with a running estimate of the batch variance."""
 
     slope = False
     running_var: Tensor
@@ -228,7 +232,7 @@ class _BatchSeries(_EvoNorm):
 
 
 class EvoNormB0(_BatchSeries):
-    r"""The input divided by the larger of the batch's deviation and a line through the sample's: no activation function.
+    r"""The input divided by the larger of the batch's deviation and a gate: no activation function at all.
 
     .. math:: y = \frac{x}{\max\left(\sqrt{s^2_{b,w,h}(x)+\epsilon},\; v_1 x + \sqrt{s^2_{w,h}(x)+\epsilon}\right)}
         \,\gamma + \beta
@@ -261,7 +265,7 @@ class EvoNormB0(_BatchSeries):
     slope = True
 
     def _normalise(self, input: Tensor, variance: Tensor | None) -> tuple[Tensor, Tensor]:
-        function = _plain_batch_gate if _needs_plain_formula(input) else _BatchGate.apply
+        function = plain_batch_gate if needs_plain_formula(input) else BatchGate.apply
         out: tuple[Tensor, Tensor] = function(input, self.v, self.weight, self.bias, variance, self.eps, True)
         return out
 
@@ -277,7 +281,7 @@ class EvoNormB1(_BatchSeries):
     """
 
     def _normalise(self, input: Tensor, variance: Tensor | None) -> tuple[Tensor, Tensor]:
-        x = _widen(input)
+        x = widen(input)
         if variance is None:
             variance = x.var(dim=(0, 2, 3), correction=0)
         root_mean_square = (x.square().mean(dim=(2, 3), keepdim=True) + self.eps).sqrt()
@@ -297,7 +301,7 @@ class EvoNormB2(_BatchSeries):
     """
 
     def _normalise(self, input: Tensor, variance: Tensor | None) -> tuple[Tensor, Tensor]:
-        function = _plain_batch_gate if _needs_plain_formula(input) else _BatchGate.apply
+        function = plain_batch_gate if needs_plain_formula(input) else BatchGate.apply
         out: tuple[Tensor, Tensor] = function(input, None, self.weight, self.bias, variance, self.eps, False)
         return out
 
@@ -342,266 +346,6 @@ def replace_norm_act(
     layer = _LAYERS[kind]
     like = partial(layer.like, groups=groups) if issubclass(layer, _SampleSeries) else layer.like
     return swap_norm_act(model, lambda norm, act: like(norm, apply_act=act), activations=activations)
-
-
-def _needs_plain_formula(input: Tensor) -> bool:
-    """Compilers and ``torch.func`` see through the plain formula, and the former fuse it themselves."""
-    return torch.compiler.is_compiling() or input.is_meta or torch._C._are_functorch_transforms_active()
-
-
-def _widen(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
-
-
-def _plain_group_gate(
-    input: Tensor, v: Tensor | None, weight: Tensor, bias: Tensor, groups: int, eps: float, centered: bool
-) -> Tensor:
-    """S-series from torch's own differentiable functions; ``v`` of ``None`` is 1."""
-    x = _widen(input)
-    batch, channels = x.shape[:2]
-    grouped = x.reshape(batch, groups, -1)
-    power = grouped.var(dim=-1, correction=0) if centered else grouped.square().mean(dim=-1)
-    std = (power + eps).sqrt().repeat_interleave(channels // groups, dim=1).view(batch, channels, 1, 1)
-    gate = torch.sigmoid(x if v is None else x * _per_channel(v, x))
-    return (x * gate / std * _per_channel(weight, x) + _per_channel(bias, x)).to(input.dtype)
-
-
-def _plain_batch_gate(
-    input: Tensor,
-    v: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    variance: Tensor | None,
-    eps: float,
-    centered: bool,
-) -> tuple[Tensor, Tensor]:
-    """B0 and B2 from torch's own differentiable functions; ``v`` of ``None`` is −1."""
-    x = _widen(input)
-    if variance is None:
-        variance = x.var(dim=(0, 2, 3), correction=0)
-    spatial = (2, 3)
-    power = x.var(spatial, correction=0, keepdim=True) if centered else x.square().mean(spatial, keepdim=True)
-    right = (-x if v is None else x * _per_channel(v, x)) + (power + eps).sqrt()
-    left = _per_channel((variance.to(x.dtype) + eps).sqrt(), x)
-    out = x / torch.maximum(left, right) * _per_channel(weight, x) + _per_channel(bias, x)
-    return out.to(input.dtype), variance
-
-
-def _per_channel(vector: Tensor, x: Tensor) -> Tensor:
-    return vector.to(x.dtype).view(1, -1, 1, 1)
-
-
-def _moments(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and 1/√(variance + eps) of every group, ``(batch, groups)``, and a spare tensor of the shape of ``x``.
-
-    The kernel of group normalisation takes the moments six times faster on a CPU than ``torch.var_mean``; what it
-    normalised on the way is of no use here, but its memory is.
-    """
-    batch, channels, height, width = x.shape
-    spare, mean, rstd = torch.native_group_norm(x, None, None, batch, channels, height * width, groups, eps)
-    return mean, rstd, spare
-
-
-def _affine_rows(x: Tensor, scale: Tensor, shift: Tensor, out: Tensor | None = None) -> Tensor:
-    """``x * scale + shift`` in one pass, with one scale and shift for every sample and channel ``(batch, channels)``.
-
-    Batch normalisation with mean 0 and variance 1 is this, twice as fast on a CPU as ``torch.addcmul`` with broadcasting.
-    """
-    rows = scale.numel()
-    zeros, ones, empty = scale.new_zeros(rows), scale.new_ones(rows), scale.new_empty(0)
-    out = torch.empty_like(x) if out is None else out
-    flat_x, flat_out = (t.view(1, rows, *x.shape[2:]) for t in (x, out))
-    arguments = (flat_x, scale.reshape(rows), shift.reshape(rows), zeros, ones, False, 0.0, 0.0)
-    torch.native_batch_norm(*arguments, out=(flat_out, empty, empty.clone()))
-    return out
-
-
-def _row_sums(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums over the pixels of ``a * b`` and of ``a``, both ``(batch, channels)``, in one pass over the two tensors."""
-    batch, channels = a.shape[:2]
-    rows = batch * channels
-    zeros, ones = a.new_zeros(rows), a.new_ones(rows)
-    flat_a, flat_b = (t.view(1, rows, *t.shape[2:]) for t in (a, b))
-    # the gradients of scale and shift of a batch normalisation with mean 0 and variance 1 are just these sums
-    _, products, sums = torch.ops.aten.native_batch_norm_backward(
-        flat_a, flat_b, None, zeros, ones, None, None, False, 0.0, [False, True, True]
-    )
-    return products.view(batch, channels), sums.view(batch, channels)
-
-
-class _GroupGate(torch.autograd.Function):
-    """S-series, fused as far as torch's kernels go: γ·x·σ(v₁x)/std + β; keeps x, the parameters and the statistics."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        input: Tensor,
-        v: Tensor | None,
-        weight: Tensor,
-        bias: Tensor,
-        groups: int,
-        eps: float,
-        centered: bool,
-    ) -> Tensor:
-        with torch.autocast(input.device.type, enabled=False):
-            x = _widen(input).contiguous()
-            channels = x.shape[1]
-            mean, rstd, spare = _moments(x, groups, eps)
-            if not centered:
-                rstd, mean = (rstd.pow(-2) + mean.square()).rsqrt(), torch.zeros_like(mean)
-            scale = _spread(rstd, channels) * weight.to(x.dtype)
-            # memory that is new to the process costs more time than what is done in it, so all of this is in place
-            if v is None:
-                z = spare.copy_(x)
-            else:
-                slope = _away_from_zero(v.to(x.dtype))
-                z = torch.mul(x, slope.view(1, -1, 1, 1), out=spare)
-                scale = scale / slope
-            gated = nn.functional.silu(z, inplace=True)
-            out = _affine_rows(gated, scale, bias.to(x.dtype).expand_as(scale), out=gated if x.is_cpu else None)
-        ctx.save_for_backward(input, v, weight, bias, mean, rstd)
-        ctx.settings = (groups, eps, centered)
-        return out.to(input.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        input, v, weight, bias, mean, rstd = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            parameters = (input, v, weight, bias)
-            return (*_plain_gradients(_plain_group_gate, parameters, ctx.settings, ctx, grad), None, None, None)
-        x, g = _widen(input).contiguous(), _widen(grad).contiguous()
-        batch, channels = x.shape[:2]
-        groups = mean.shape[1]
-        rstd_rows = _spread(rstd, channels)
-        scale = rstd_rows * weight.to(x.dtype)
-        slope = None if v is None else _away_from_zero(v.to(x.dtype))
-        z = x.clone() if slope is None else x * slope.view(1, -1, 1, 1)
-        direct = nn.functional.silu(z)
-        gated, shifts = _row_sums(g, direct)
-        if slope is not None:
-            gated = gated / slope  # Σ g·x·σ(v₁x) over the pixels
-        # the gradient through x alone, with the statistics held fixed
-        torch.ops.aten.silu_backward.grad_input(g, z, grad_input=direct)
-
-        grad_v = None
-        if v is not None and slope is not None and ctx.needs_input_grad[1]:
-            if v.is_cpu and bool((v.abs() >= _SMALL_SLOPE).all()):
-                # Σ g·x²·σ′ is what the sum over `direct` has beyond `gated`, divided by the slope; two passes fewer
-                curved = (_row_sums(direct, x)[0] - gated) / slope
-            else:
-                curved = _row_sums(torch.ops.aten.sigmoid_backward(g, z.sigmoid_()).mul_(x), x)[0]
-            grad_v = (curved * scale).sum(0).to(v.dtype)
-
-        grad_input = None
-        if ctx.needs_input_grad[0]:
-            size = x.numel() // (batch * groups)
-            pull = (gated * weight.to(x.dtype)).view(batch, groups, -1).sum(-1) * rstd.pow(3) / -size
-            grad_input = _affine_rows(x, _spread(pull, channels), _spread(-pull * mean, channels), out=z)
-            grad_input = grad_input.addcmul_(direct, scale[..., None, None]).to(input.dtype)
-        grad_weight = (gated * rstd_rows).sum(0).to(weight.dtype)
-        return grad_input, grad_v, grad_weight, shifts.sum(0).to(bias.dtype), None, None, None
-
-
-class _BatchGate(torch.autograd.Function):
-    """B0 and B2: γ·x/max(std_b, v₁x + root_i) + β; keeps x, the parameters and the statistics.
-
-    Second output: the variance over batch and pixels, which no gradient passes.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        input: Tensor,
-        v: Tensor | None,
-        weight: Tensor,
-        bias: Tensor,
-        variance: Tensor | None,
-        eps: float,
-        centered: bool,
-    ) -> tuple[Tensor, Tensor]:
-        with torch.autocast(input.device.type, enabled=False):
-            x = _widen(input).contiguous()
-            mean, rstd, spare = _moments(x, x.shape[1], eps)
-            batch_mean = mean.mean(0)
-            if variance is None:
-                # the variance of everything is the mean of the variances and the variance of the means
-                used = (rstd.pow(-2) - eps + (mean - batch_mean).square()).mean(0).clamp_min(0)
-            else:
-                used = variance.to(x.dtype)
-            root = rstd.reciprocal() if centered else (rstd.pow(-2) + mean.square()).sqrt()
-            left = (used + eps).sqrt()
-            right = _affine_rows(x, _slope_rows(v, root), root, out=spare)
-            denominator = torch.maximum(right, left.view(1, -1, 1, 1), out=right)
-            quotient = torch.div(x, denominator, out=denominator)
-            rows = (t.to(x.dtype).expand_as(root) for t in (weight, bias))
-            out = _affine_rows(quotient, *rows, out=quotient if x.is_cpu else None)
-        ctx.save_for_backward(input, v, weight, bias, variance, mean, root, left)
-        ctx.settings = (eps, centered)
-        used = used.clone() if used is variance else used
-        ctx.mark_non_differentiable(used)
-        return out.to(input.dtype), used
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        input, v, weight, bias, variance, mean, root, left = ctx.saved_tensors
-        eps, centered = ctx.settings
-        if torch.is_grad_enabled():
-            parameters, settings = (input, v, weight, bias), (variance, eps, centered)
-            gradients = _plain_gradients(lambda *args: _plain_batch_gate(*args)[0], parameters, settings, ctx, grad)
-            return (*gradients, None, None, None)
-        x, g = _widen(input).contiguous(), _widen(grad).contiguous()
-        batch, _, height, width = x.shape
-        slope = _slope_rows(v, root)
-        scale = weight.to(x.dtype)
-        right = _affine_rows(x, slope, root)
-        by_sample = right > left.view(1, -1, 1, 1)
-        denominator = torch.maximum(right, left.view(1, -1, 1, 1), out=right)
-        quotient = g / denominator
-        scales, _ = _row_sums(quotient, x)
-        # the gradient of the denominator is −γ times this, which is applied to the sums instead
-        pulled = torch.div(quotient, denominator, out=denominator).mul_(x)
-        everywhere = -scale * pulled.sum((2, 3)) if variance is None else None
-        grad_slopes, grad_root = (-scale * sums for sums in _row_sums(pulled.mul_(by_sample), x))
-
-        grad_v = None if v is None else grad_slopes.sum(0).to(v.dtype)
-        grad_input = None
-        if ctx.needs_input_grad[0]:
-            pull = grad_root / (root * height * width)
-            shift = -pull * mean if centered else torch.zeros_like(pull)
-            if everywhere is not None:
-                batch_pull = (everywhere - grad_root).sum(0) / (left * (batch * height * width))
-                pull, shift = pull + batch_pull, shift - batch_pull * mean.mean(0)
-            grad_input = _affine_rows(x, pull, shift).addcmul_(quotient, scale.view(1, -1, 1, 1))
-            grad_input = grad_input.addcmul_(pulled, (-scale * slope)[..., None, None]).to(input.dtype)
-        grad_weight, grad_bias = scales.sum(0).to(weight.dtype), g.sum((0, 2, 3)).to(bias.dtype)
-        return grad_input, grad_v, grad_weight, grad_bias, None, None, None
-
-
-def _plain_gradients(
-    function: Callable[..., Tensor], parameters: tuple[Tensor | None, ...], settings: tuple[Any, ...], ctx: Any, grad: Tensor
-) -> list[Tensor | None]:
-    """Gradients that can be differentiated again, by the plain formula."""
-    needed = [p for p, needs in zip(parameters, ctx.needs_input_grad, strict=False) if needs and p is not None]
-    with torch.autocast(grad.device.type, enabled=False):
-        found = iter(torch.autograd.grad(function(*parameters, *settings), needed, grad, create_graph=True))
-    chosen = zip(parameters, ctx.needs_input_grad, strict=False)
-    return [next(found) if needs and p is not None else None for p, needs in chosen]
-
-
-def _spread(per_group: Tensor, channels: int) -> Tensor:
-    """Values of groups ``(batch, groups)`` for each of their channels ``(batch, channels)``."""
-    return per_group.repeat_interleave(channels // per_group.shape[1], dim=1)
-
-
-def _slope_rows(v: Tensor | None, like: Tensor) -> Tensor:
-    """v₁, which is −1 where the layer has none, for every sample and channel."""
-    return -torch.ones_like(like) if v is None else v.to(like.dtype).expand_as(like)
-
-
-def _away_from_zero(slope: Tensor) -> Tensor:
-    """So that x·σ(vx) = silu(vx)/v also at v = 0; what this changes is far below the resolution of the type."""
-    tiny = 1e-30 if slope.dtype == torch.float64 else 1e-20
-    return torch.where(slope.abs() < tiny, tiny, slope)
 
 
 __all__ = [

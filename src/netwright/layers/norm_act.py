@@ -69,9 +69,7 @@ def channels_of(norm: nn.Module) -> int:
     return channels
 
 
-def swap_norm_act(
-    model: nn.Module, make: MakeNormAct, *, activations: tuple[type[nn.Module], ...] = ()
-) -> nn.Module:
+def swap_norm_act(model: nn.Module, make: MakeNormAct, *, activations: tuple[type[nn.Module], ...] = ()) -> nn.Module:
     """A copy of ``model`` in which ``make(norm, act)`` replaces every 2-D normalisation and the activation after it.
 
     ``act`` says whether an activation followed, and was taken away: a module that is used after replaced normalisations
@@ -97,9 +95,9 @@ def swap_norm_act(
             or if a forward pass that has to be rewritten depends on the training mode.
 
     Example:
-        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8))
-        >>> new = swap_norm_act(net, lambda norm, act: nn.Sequential(nn.GroupNorm(2, 8), nn.SiLU() if act else nn.Identity()))
-        >>> new[1][1], new[2], new[4][1]
+        >>> net = nn.Sequential(nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8))
+        >>> new = swap_norm_act(net, lambda norm, act: nn.SiLU() if act else nn.Identity())
+        >>> new[0], new[1], new[3]
         (SiLU(), Identity(), Identity())
     """
     if not any(isinstance(module, NORMS) for module in model.modules()):
@@ -177,7 +175,9 @@ def _plan_by_trace(model: nn.Module, acts: tuple[type[nn.Module], ...]) -> _Plan
             continue
         activation = _activation_after(node, modules, acts, opaque)
         if plan.norms.setdefault(norm, activation is not None) != (activation is not None):
-            raise checks.InputError(f"normalisation {node.target!r} is used at several places, an activation follows at some only")
+            raise checks.InputError(
+                f"normalisation {node.target!r} is used at several places, an activation follows at some only"
+            )
         if activation is not None:
             folded.add(activation)
     for act in {modules[node] for node in folded if node in modules}:
@@ -202,14 +202,14 @@ def _trace(model: nn.Module, acts: tuple[type[nn.Module], ...]) -> tuple[fx.Grap
 
     try:
         return _Tracer(is_leaf).trace(model), opaque
-    except Exception:  # noqa: BLE001, S110 - whatever a user's forward pass raises on a symbolic input
+    except Exception:  # noqa: S110 - whatever a user's forward pass raises on a symbolic input
         pass
     for module in reversed(list(model.modules())):  # children first
         if module is model or any(isinstance(part, stops) for part in module.modules()):
             continue
         try:
             _Tracer(is_leaf).trace(module)
-        except Exception:  # noqa: BLE001
+        except Exception:
             opaque.add(module)
     try:
         return _Tracer(is_leaf).trace(model), opaque
@@ -228,7 +228,9 @@ def _activation_after(
             return user
         module = modules.get(user)
         if module in opaque and not any(True for _ in module.parameters()):
-            what = f"cannot see whether {type(module).__name__} {user.target!r}, which follows {norm.target!r}, activates"
+            what = (
+                f"cannot see whether {type(module).__name__} {user.target!r}, which follows {norm.target!r}, activates"
+            )
             raise checks.InputError(f"{what}; if so, give its type in activations=")
         if not isinstance(module, _TRANSPARENT) and user.target not in _DROPOUTS:
             return None
@@ -347,9 +349,9 @@ def _without_activations(owner: nn.Module, numbers: set[int], acts: tuple[type[n
         modules = {node: owner.get_submodule(str(node.target)) for node in graph.nodes if node.op == "call_module"}
         (activations,) = _activations_by_call(graph, modules, acts, set()).values()
         for number in numbers:
-            input = _activation_input(activations[number], modules, acts)
-            assert input is not None
-            activations[number].replace_all_uses_with(input)
+            before = _activation_input(activations[number], modules, acts)
+            assert before is not None
+            activations[number].replace_all_uses_with(before)
         _make_dropouts_modules(version, training)
         graph.eliminate_dead_code()
         version.delete_all_unused_submodules()

@@ -24,7 +24,12 @@ def mobile_conv(
 
 
 def batch_norm_act(
-    channels: int, act: bool, *, activation: Callable[..., nn.Module] = nn.SiLU, eps: float = 1e-5, momentum: float = 0.1
+    channels: int,
+    act: bool,
+    *,
+    activation: Callable[..., nn.Module] = nn.SiLU,
+    eps: float = 1e-5,
+    momentum: float = 0.1,
 ) -> nn.Module:
     """Batch normalisation, followed by ``activation`` where the network has one."""
     norm = nn.BatchNorm2d(channels, eps=eps, momentum=momentum)
@@ -132,9 +137,7 @@ class MBConv(nn.Module):
         if expand_ratio != 1:
             self.branch.append(conv(in_channels, inside, 1))
             self.branch.append(norm_act(inside, True))
-        self.branch.append(
-            conv(inside, inside, kernel_size, stride=stride, padding=kernel_size // 2, groups=inside)
-        )
+        self.branch.append(conv(inside, inside, kernel_size, stride=stride, padding=kernel_size // 2, groups=inside))
         self.branch.append(norm_act(inside, True))
         if se_ratio > 0:
             self.branch.append(SqueezeExcite(inside, max(1, int(in_channels * se_ratio)), act))
@@ -265,7 +268,8 @@ class MobileNet(nn.Module):
 
     def features(self, input: Tensor) -> Tensor:
         """What the classifier sees: ``(batch, head_channels)``."""
-        return self.head(self.stages(self.stem(input))).mean(dim=(2, 3))
+        output: Tensor = self.head(self.stages(self.stem(input)))
+        return output.mean(dim=(2, 3))
 
     def forward(self, input: Tensor) -> Tensor:
         output: Tensor = self.classifier(self.dropout(self.features(input)))
@@ -336,7 +340,7 @@ def efficientnet_b0(num_classes: int = 1000, **options: object) -> MobileNet:
 
 
 def mobilenet_small(num_classes: int = 10, se_ratio: float = 0.0, **options: object) -> MobileNet:
-    """A test-bed for small pictures: 4 inverted bottlenecks, 8 to 24 channels; with squeeze-excite a small EfficientNet.
+    """A test-bed for small pictures: 4 inverted bottlenecks; with squeeze-excite a small EfficientNet.
 
     Args:
         num_classes: Outputs.

@@ -70,7 +70,7 @@ class PreActBlock(nn.Module):
 
 
 class ResNetV2(nn.Module):
-    """A residual network of pre-activation blocks: stem, stages, normalisation and activation, mean over space, classifier.
+    """Stem, stages of pre-activation blocks, normalisation and activation, mean over space, classifier.
 
     Args:
         blocks: Blocks of each stage; every stage but the first halves the resolution.
