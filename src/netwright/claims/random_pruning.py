@@ -72,8 +72,9 @@ CLAIM = Claim(
     ),
     note="MNIST (6,000 training pictures) stands in for Fashion-MNIST, and CIFAR-10 is cut to 4,000 training pictures "
     "of 16×16 pixels; both train for 25 and 4 epochs, the paper for 160. 'No worse' means by at most half a "
-    "percentage point. The quick training was lengthened from 10 to 60 epochs after a first look at seeds 0 to 2, where "
-    "90 updates had left the sparse networks untrained; the full one was fixed before it was run. Pictures from elsewhere (out of distribution) are the test pictures with their pixels in "
+    "percentage point. The quick training was lengthened from 10 to 60 epochs after a first look at seeds 0 to 2, "
+    "where 90 updates had left the sparse networks untrained; the full one was fixed before it was run. Pictures from "
+    "elsewhere (out of distribution) are the test pictures with their pixels in "
     "another order.",
 )
 
