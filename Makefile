@@ -5,9 +5,9 @@ INSTALLED := .venv/.installed
 .PHONY: demo test lint claims clean
 
 demo: $(INSTALLED)  ## the main job on real data that is on board
-	$(BIN)/netwright compare --data digits --model mlp --seeds 5 --budget 10epochs --report netwright-demo-mlp.html \
+	$(BIN)/netwright compare --data digits --model mlp --seeds 5 --budget 40epochs --report netwright-demo-mlp.html \
 	    --try 'phm[n=2]' --try gradient-noise --try quadratic --try random-pruning --try lottery-ticket --try 'phm[n=2]+lottery-ticket'
-	$(BIN)/netwright compare --data digits --model cnn --seeds 5 --budget 5epochs --report netwright-demo-cnn.html \
+	$(BIN)/netwright compare --data digits --model cnn --seeds 5 --budget 10epochs --report netwright-demo-cnn.html \
 	    --try evonorm --try phm --try 'evonorm+phm'
 
 test: $(INSTALLED)  ## the fast tests, on two processes

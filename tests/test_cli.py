@@ -207,7 +207,7 @@ def test_reproduce_at_the_smoke_scale_gives_no_verdict_and_goes_on(capsys: pytes
         (["phnn", "--scale", "huge"], "unknown scale 'huge'; known are: full, quick, smoke"),
         (["phnn", "--seeds", "x"], "seeds must be a number"),
         ([], "nothing to reproduce: name claims, or use --room or --all"),
-        (["gradient-noise", "--scale", "smoke", "--out", "/dev/null"], "cannot write to /dev/null: File exists; choose another with --out"),
+        (["phnn", "--scale", "smoke", "--out", "/dev/null"], "cannot write to /dev/null: File exists; choose another"),
     ],
 )
 def test_what_reproduce_refuses(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:

@@ -21,7 +21,7 @@ TRIES = [
 def seconds(workers: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        compare("digits", "mlp", TRIES, budget="10epochs", workers=workers, store=Store(Path(folder) / "runs.db"))
+        compare("digits", "mlp", TRIES, budget="40epochs", workers=workers, store=Store(Path(folder) / "runs.db"))
         return time.perf_counter() - start
 
 

@@ -89,12 +89,12 @@ class Comparison:
         """The verdicts and the main costs, for a terminal."""
         title = f"{self.study.name}: {self.metric} on the test part, {_count(len(self.seeds), 'seed')}"
         table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
-        table.add_column("arm", overflow="fold", min_width=18)
+        table.add_column("arm", overflow="fold", min_width=20)
         for heading in (self.metric, "difference", "verdict", "parameters", "train s"):
             table.add_column(heading, justify="left" if heading == "verdict" else "right", no_wrap=True)
         front = self.pareto()
         for arm in self.arms:
-            name = escape(f"{arm.name} ◆" if arm.name in front else arm.name)
+            name = escape(f"{'◆' if arm.name in front else ' '} {arm.name}")
             if not arm.metrics:
                 table.add_row(name, "failed", "", f"[red]{_count(len(arm.failed), 'seed')} failed[/]", "", "")
                 continue

@@ -207,7 +207,8 @@ def _figures(checked: CheckResult) -> str:
         against = f"{check.baseline:g}"
     sign = "above" if check.better == "higher" else "below"
     limits = "" if checked.interval is None else f" ({checked.interval[0]:+.3g} to {checked.interval[1]:+.3g})"
-    return f"{measured} against {against}; difference {checked.difference:+.3g}{limits}, has to be {sign} {check.margin:g}"
+    difference = f"{checked.difference:+.3g}{limits}"
+    return f"{measured} against {against}; difference {difference}, has to be {sign} {check.margin:g}"
 
 
 def _check_json(result: CheckResult, scale: Scale) -> dict[str, Any]:
