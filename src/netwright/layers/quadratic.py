@@ -5,20 +5,21 @@ trained network without changing what it computes. Train them with :mod:`netwrig
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from netwright import checks
+from netwright.layers._geometry import Size, conv_arguments, linear_arguments, padding_sides, sizes
+from netwright.layers._quadratic import ConvOfSquare, LinearOfSquare, of_square
 from netwright.surgery import swap, swapped
 
 Form = Literal["full", "compact"]
 FORMS: tuple[Form, ...] = ("full", "compact")
-Size = int | Sequence[int]
 
 
 class _Quadratic(nn.Module):
@@ -135,15 +136,13 @@ class QuadraticLinear(_Quadratic):
     @classmethod
     def like(cls, linear: nn.Linear, form: Form = "full") -> Self:
         """Replace ``linear`` by a layer that computes the same until it is trained."""
-        device, dtype = linear.weight.device, linear.weight.dtype
-        bias = linear.bias is not None
-        new = cls(linear.in_features, linear.out_features, bias, form=form, device=device, dtype=dtype)
+        new = cls(**linear_arguments(linear), form=form)
         new._start_from(linear)
         return new
 
     def forward(self, input: Tensor) -> Tensor:
         checks.size("input", input, -1, self.in_features)
-        square = _of_square(_LinearOfSquare, functional.linear, input, self.weight_b, self.bias_b)
+        square = of_square(LinearOfSquare, functional.linear, input, self.weight_b, self.bias_b)
         if self.weight_g is None:
             return square + functional.linear(input, self.weight_r, self.bias_r)
         r = functional.linear(input, self.weight_r, self.bias_r)
@@ -184,50 +183,24 @@ class QuadraticConv2d(_Quadratic):
         checks.divisible("in_channels", in_channels, "groups", groups)
         checks.divisible("out_channels", out_channels, "groups", groups)
         checks.known("padding_mode", padding_mode, ("zeros", "reflect", "replicate", "circular"))
-        kernel = _pair("kernel_size", kernel_size)
+        kernel = sizes("kernel_size", kernel_size, 2)
         super().__init__((out_channels, in_channels // groups, *kernel), form, bias, device, dtype)
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.kernel_size = kernel
-        self.stride = _pair("stride", stride)
-        self.dilation = _pair("dilation", dilation)
+        self.stride = sizes("stride", stride, 2)
+        self.dilation = sizes("dilation", dilation, 2)
         self.groups = groups
         self.padding_mode = padding_mode
-        self.padding = padding if isinstance(padding, str) else _pair("padding", padding)
-        self._sides = self._padding_sides()
+        self.padding = padding if isinstance(padding, str) else sizes("padding", padding, 2)
+        self._sides = padding_sides(self.padding, self.kernel_size, self.dilation, self.stride)
 
     @classmethod
     def like(cls, conv: nn.Conv2d, form: Form = "full") -> Self:
         """Replace ``conv`` by a layer that computes the same until it is trained."""
-        new = cls(
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel_size,
-            stride=conv.stride,
-            padding=conv.padding,
-            dilation=conv.dilation,
-            groups=conv.groups,
-            bias=conv.bias is not None,
-            padding_mode=conv.padding_mode,
-            form=form,
-            device=conv.weight.device,
-            dtype=conv.weight.dtype,
-        )
+        new = cls(**conv_arguments(conv), form=form)
         new._start_from(conv)
         return new
-
-    def _padding_sides(self) -> tuple[int, int, int, int]:
-        """Zeros (or what the mode says) at left, right, top and bottom."""
-        if self.padding == "valid":
-            return 0, 0, 0, 0
-        if isinstance(self.padding, str):
-            checks.known("padding", self.padding, ("same", "valid"))
-            if max(self.stride) > 1:
-                checks.fail("padding 'same' needs stride 1", self.stride)
-            height, width = (d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True))
-            return width // 2, width - width // 2, height // 2, height - height // 2
-        height, width = self.padding
-        return width, width, height, height
 
     def forward(self, input: Tensor) -> Tensor:
         checks.dimensions("input", input, "(batch, channels, height, width)", "(channels, height, width)")
@@ -238,7 +211,7 @@ class QuadraticConv2d(_Quadratic):
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
             x, padding = functional.pad(input, self._sides, mode=mode), (0, 0)
         geometry = (self.stride, padding, self.dilation, self.groups)
-        square = _of_square(_ConvOfSquare, functional.conv2d, x, self.weight_b, self.bias_b, *geometry)
+        square = of_square(ConvOfSquare, functional.conv2d, x, self.weight_b, self.bias_b, *geometry)
         r = functional.conv2d(x, self.weight_r, self.bias_r, *geometry)
         if self.weight_g is None:
             return square + r
@@ -333,135 +306,6 @@ def piece_degree(depth: int) -> int:
     """
     checks.at_least("depth", depth, 0)
     return int(2**depth)
-
-
-class _LinearOfSquare(torch.autograd.Function):
-    """``linear(x * x, weight, bias)`` that keeps x for the backward pass and not its square."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return functional.linear(input.square(), weight, bias)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004
-        x, weight, _ = inputs
-        ctx.save_for_backward(x, weight)
-        ctx.save_for_forward(x, weight)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        for_input, for_weight, for_bias = ctx.needs_input_grad
-        flat = grad.reshape(-1, grad.shape[-1])
-        return (
-            (grad @ weight) * x * 2 if for_input else None,
-            flat.t() @ x.reshape(-1, x.shape[-1]).square() if for_weight else None,
-            flat.sum(0) if for_bias else None,
-        )
-
-    @staticmethod
-    def jvp(ctx: Any, input_t: Tensor | None, weight_t: Tensor | None, bias_t: Tensor | None) -> Tensor:
-        x, weight = ctx.saved_tensors
-        return _tangent(functional.linear, x, weight, input_t, weight_t, bias_t)
-
-
-class _ConvOfSquare(torch.autograd.Function):
-    """``conv2d(x * x, weight, bias, …)`` that keeps x for the backward pass and not its square."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(
-        input: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        stride: tuple[int, ...],
-        padding: tuple[int, ...],
-        dilation: tuple[int, ...],
-        groups: int,
-    ) -> Tensor:
-        return functional.conv2d(input.square(), weight, bias, stride, padding, dilation, groups)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004
-        x, weight, bias, *ctx.geometry = inputs
-        ctx.bias_sizes = None if bias is None else [weight.shape[0]]
-        ctx.save_for_backward(x, weight)
-        ctx.save_for_forward(x, weight)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        stride, padding, dilation, groups = ctx.geometry
-        of_square, of_weight, of_bias = torch.ops.aten.convolution_backward(
-            grad,
-            x.square(),
-            weight,
-            ctx.bias_sizes,
-            stride,
-            padding,
-            dilation,
-            False,
-            [0, 0],
-            groups,
-            list(ctx.needs_input_grad[:3]),
-        )
-        return None if of_square is None else of_square * x * 2, of_weight, of_bias, None, None, None, None
-
-    @staticmethod
-    def jvp(ctx: Any, input_t: Tensor | None, weight_t: Tensor | None, bias_t: Tensor | None, *_: None) -> Tensor:
-        x, weight = ctx.saved_tensors
-        if bias_t is not None:
-            bias_t = bias_t[:, None, None]
-        return _tangent(functional.conv2d, x, weight, input_t, weight_t, bias_t, *ctx.geometry)
-
-
-def _tangent(
-    product: Callable[..., Tensor],
-    input: Tensor,
-    weight: Tensor,
-    input_t: Tensor | None,
-    weight_t: Tensor | None,
-    bias_t: Tensor | None,
-    *geometry: object,
-) -> Tensor:
-    """The derivative of ``product(input², weight) + bias`` along the tangents."""
-    tangent = torch.zeros((), dtype=input.dtype, device=input.device)
-    if input_t is not None:
-        tangent = tangent + product(2 * input * input_t, weight, None, *geometry)
-    if weight_t is not None:
-        tangent = tangent + product(input.square(), weight_t, None, *geometry)
-    return tangent if bias_t is None else tangent + bias_t
-
-
-def _of_square(
-    function: type[torch.autograd.Function],
-    product: Callable[..., Tensor],
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    *geometry: object,
-) -> Tensor:
-    """``product(input², weight, bias)``; the square is recomputed, not kept, for the backward pass."""
-    if torch.compiler.is_compiling():  # the compiler decides itself what to recompute
-        return product(input.square(), weight, bias, *geometry)
-    x = input.unsqueeze(0) if product is functional.conv2d and input.ndim == 3 else input
-    device = x.device.type
-    if device != "meta" and torch.is_autocast_enabled(device) and x.dtype != torch.float64:
-        # a backward pass runs outside of autocast, so that the types have to agree before
-        dtype = torch.get_autocast_dtype(device)
-        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    output: Tensor = function.apply(x, weight, bias, *geometry)  # type: ignore[no-untyped-call]
-    return output if x.ndim == input.ndim else output.squeeze(0)
-
-
-def _pair(name: str, size: Size) -> tuple[int, int]:
-    sizes = (size, size) if isinstance(size, int) else tuple(size)
-    if len(sizes) != 2:
-        checks.fail(f"{name} must be a number or 2 numbers", size)
-    return sizes[0], sizes[1]
 
 
 __all__ = [
