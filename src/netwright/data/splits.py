@@ -75,7 +75,8 @@ class Split:
     ) -> Iterator[Batch]:
         """Batches of one pass over the data: shuffled by ``generator``, in order without one.
 
-        The last batch may be smaller. With several processes each takes its share of every batch.
+        The last batch may be smaller. With several processes each takes its share of every batch, and a batch that has
+        no sample for some of them is left out.
         """
         if generator is None:
             chunks = iter([self])
@@ -85,6 +86,8 @@ class Split:
             chunks = (self.take(indices) for indices in torch.split(order, _BATCHES_AT_ONCE * batch_size))
         for chunk in chunks:
             for start in range(0, len(chunk), batch_size):
+                if len(chunk) - start < world_size:
+                    break
                 mine = slice(start + rank, start + batch_size, world_size)
                 yield Batch(chunk.inputs[mine], chunk.targets[mine])
 
