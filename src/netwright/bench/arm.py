@@ -83,7 +83,7 @@ class Study:
 
     def load(self, seed: int) -> Splits:
         """The data, divided by ``seed``."""
-        return _load(self.data, seed, tuple(sorted(self.data_options.items())))
+        return _load(self.data, fingerprint(self.data), seed, tuple(sorted(self.data_options.items())))
 
 
 def build_arm(study: Study, chain: Chain, seed: int) -> tuple[nn.Module, Splits]:
@@ -165,7 +165,7 @@ def _curve(histories: Sequence[History]) -> list[Record]:
 
 
 @lru_cache(maxsize=4)
-def _load(source: str, seed: int, options: tuple[tuple[str, Any], ...]) -> Splits:
+def _load(source: str, content: str, seed: int, options: tuple[tuple[str, Any], ...]) -> Splits:  # noqa: ARG001
     return load(source, seed=seed, **dict(options))
 
 

@@ -98,7 +98,7 @@ class QualityReject:
         steps: Updates.
 
     Source:
-        arXiv:2004.02967, section 4 ("Quality").
+        arXiv:2004.02967.
     """
 
     threshold: float = 0.2
@@ -126,7 +126,7 @@ class StabilityReject:
         batch_size: Pictures in the batch.
 
     Source:
-        arXiv:2004.02967, section 4 ("Stability").
+        arXiv:2004.02967.
     """
 
     threshold: float = 1e8
@@ -183,7 +183,7 @@ class EvolveLayers:
         criterion: How a tournament is decided; see :func:`netwright.compression.search.tournament_winner`.
 
     Source:
-        arXiv:2004.02967, section 4. That a tournament takes 5 % of the population is from memory of the paper.
+        arXiv:2004.02967. That a tournament takes 5 % of the population is from memory of the paper.
     """
 
     evaluators: Sequence[ProxyTask]

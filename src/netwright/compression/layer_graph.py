@@ -70,7 +70,7 @@ class LayerGraph:
         InputError: If there is no node, no such function, or an input that is not an earlier node.
 
     Source:
-        arXiv:2004.02967, section 3 and table 1.
+        arXiv:2004.02967.
 
     Example:
         >>> graph = LayerGraph((Node("sigmoid", (0,)), Node("mul", (0, 4))))

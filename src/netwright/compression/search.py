@@ -100,7 +100,7 @@ def tournament_winner(scores: ArrayLike, rng: random.Random, criterion: Criterio
         Its index.
 
     Source:
-        Liu, Brock, Simonyan, Le 2020, arXiv:2004.02967, section 4.
+        Liu, Brock, Simonyan, Le 2020, arXiv:2004.02967.
     """
     checks.known("criterion", criterion, ("pareto", "random", "average"))
     points = _as_points("scores", scores)
@@ -178,7 +178,7 @@ def evolve(
         rng: Source of all randomness.
 
     Source:
-        Liu, Brock, Simonyan, Le 2020, arXiv:2004.02967, section 4; ageing as in Real, Aggarwal, Huang, Le 2018,
+        Liu, Brock, Simonyan, Le 2020, arXiv:2004.02967; ageing as in Real, Aggarwal, Huang, Le 2018,
         arXiv:1802.01548.
 
     Example:

@@ -138,7 +138,7 @@ class EvoNormS0(_SampleSeries):
         InputError: If the groups do not divide the channels, or the input is not 4-D or has other channels.
 
     Source:
-        arXiv:2004.02967, table 2.
+        arXiv:2004.02967.
 
     Example:
         >>> layer = EvoNormS0(64)
@@ -155,7 +155,7 @@ class EvoNormS1(_SampleSeries):
     .. math:: y = \frac{x\,\sigma(x)}{\sqrt{s^2_{w,h,c/g}(x) + \epsilon}}\,\gamma + \beta
 
     Source:
-        arXiv:2004.02967, appendix (alternative layers of the search).
+        arXiv:2004.02967 (further layers that the search found).
     """
 
 
@@ -165,7 +165,7 @@ class EvoNormS2(_SampleSeries):
     .. math:: y = \frac{x\,\sigma(x)}{\sqrt{\operatorname{mean}_{w,h,c/g}(x^2) + \epsilon}}\,\gamma + \beta
 
     Source:
-        arXiv:2004.02967, appendix (alternative layers of the search).
+        arXiv:2004.02967 (further layers that the search found).
     """
 
     centered = False
@@ -254,7 +254,7 @@ class EvoNormB0(_BatchSeries):
         InputError: If the input is not 4-D, has other channels, or has one value per channel in training.
 
     Source:
-        arXiv:2004.02967, table 2.
+        arXiv:2004.02967.
 
     Example:
         >>> layer = EvoNormB0(64)
@@ -277,7 +277,7 @@ class EvoNormB1(_BatchSeries):
         (x + 1)\sqrt{\operatorname{mean}_{w,h}(x^2)+\epsilon}\right)}\,\gamma + \beta
 
     Source:
-        arXiv:2004.02967, appendix (alternative layers of the search).
+        arXiv:2004.02967 (further layers that the search found).
     """
 
     def _normalise(self, input: Tensor, variance: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -297,7 +297,7 @@ class EvoNormB2(_BatchSeries):
         \sqrt{\operatorname{mean}_{w,h}(x^2)+\epsilon} - x\right)}\,\gamma + \beta
 
     Source:
-        arXiv:2004.02967, appendix (alternative layers of the search).
+        arXiv:2004.02967 (further layers that the search found).
     """
 
     def _normalise(self, input: Tensor, variance: Tensor | None) -> tuple[Tensor, Tensor]:
