@@ -100,6 +100,7 @@ def compare(
     retry_failed: RetryFailed = False,
 ) -> None:
     """Train your model with and without each idea, under one budget, and judge the difference."""
+    _start_workers(workers)
     from netwright.bench import compare as bench
     from netwright.bench.report import check_writable, write_report
     from netwright.bench.store import Store as RunStore
@@ -169,6 +170,7 @@ def reproduce(
     retry_failed: RetryFailed = False,
 ) -> None:
     """Re-run the small experiments behind the papers' claims, and judge them."""
+    _start_workers(workers)
     from netwright.bench import reproduce as bench
     from netwright.bench.store import Store as RunStore
     from netwright.claims import read_claims
@@ -294,6 +296,14 @@ def _exit(error: Exception, code: int, hint: str = "") -> None:
     if hint and not _debug:
         print(f"netwright: {hint}", file=sys.stderr)
     raise SystemExit(code)
+
+
+def _start_workers(workers: int) -> None:
+    """Let what the workers need be imported beside what this process needs."""
+    if workers > 1:
+        from netwright.bench.processes import worker_context
+
+        worker_context()
 
 
 def _console(json_to: str | None) -> "Console":

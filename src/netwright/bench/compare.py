@@ -191,6 +191,7 @@ def compare(
         accelerator=accelerator,
         precision=precision,
     )
+    executor = executor or LocalExecutor(workers)
     seeds = tuple(seeds)
     if not seeds:
         raise checks.InputError("a comparison needs at least one seed, got none")
@@ -208,7 +209,7 @@ def compare(
         list({cell.key: cell for cell in cells.values()}.values()),
         run_arm,
         own_store,
-        executor or LocalExecutor(workers),
+        executor,
         console=console,
         retry_failed=retry_failed,
     )

@@ -1,6 +1,5 @@
 """Run the cells of a study that are not in the store yet, side by side, and keep each as soon as it is finished."""
 
-import multiprocessing
 import signal
 import statistics
 import time
@@ -15,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from netwright import checks
+from netwright.bench.processes import worker_context
 from netwright.bench.store import Cell, Outcome, Store
 
 Work = Callable[[Mapping[str, Any]], Mapping[str, Any]]
@@ -34,6 +34,7 @@ class LocalExecutor:
     def __init__(self, workers: int = 1) -> None:
         checks.at_least("workers", workers, 1)
         self.workers = workers
+        self.context = worker_context() if workers > 1 else None
 
     def run(self, cells: Sequence[Cell], work: Work) -> Iterator[tuple[Cell, Outcome]]:
         """Yield every cell with its outcome, in the order in which they finish."""
@@ -46,8 +47,7 @@ class LocalExecutor:
             finally:
                 torch.set_num_threads(threads)
             return
-        context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(min(self.workers, len(cells)), context, initializer=_start_worker)
+        pool = ProcessPoolExecutor(min(self.workers, len(cells)), self.context, initializer=_start_worker)
         try:
             running: dict[Future[Outcome], Cell] = {pool.submit(attempt, work, c.config): c for c in cells}
             while running:
