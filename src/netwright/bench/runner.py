@@ -114,8 +114,9 @@ def run_cells(
                 if outcome.status == "failed":
                     progress.console.print(f"[red]failed[/] {cell.arm}, seed {cell.seed}: {outcome.reason}")
         except KeyboardInterrupt:
+            kept = len(store.find(cells))  # the interrupt may have come between saving a cell and counting it
             raise checks.Interrupted(
-                f"stopped: {len(finished)} of {len(cells)} cells are finished and kept; run the same command to go on"
+                f"stopped: {kept} of {len(cells)} cells are finished and kept; run the same command to go on"
             ) from None
     if len(finished) < len(cells):
         lost = len(cells) - len(finished)
