@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 # below this slope, the gradient of v is summed directly instead of as a difference of two sums
 _SMALL_SLOPE = 0.05
+# elements in a block of samples
+_BLOCK = 2**19
 
 
 def needs_plain_formula(input: Tensor) -> bool:
@@ -121,20 +123,11 @@ class GroupGate(torch.autograd.Function):
     ) -> Tensor:
         with _full_precision(input):
             x = widen(input).contiguous()
-            channels, rows = x.shape[1], _Rows(x)
-            mean, rstd, spare = _moments(x, groups, eps)
-            if not centered:
-                rstd, mean = (rstd.pow(-2) + mean.square()).rsqrt(), torch.zeros_like(mean)
-            scale = _spread(rstd, channels) * weight.to(x.dtype)
-            # memory that is new to the process costs more time than what is done in it, so all of this is in place
-            if v is None:
-                z = spare.copy_(x)
-            else:
-                slope = _away_from_zero(v.to(x.dtype))
-                z = torch.mul(x, slope.view(1, -1, 1, 1), out=spare)
-                scale = scale / slope
-            gated = nn.functional.silu(z, inplace=True)
-            out = rows.affine(gated, scale, bias.to(x.dtype).expand_as(scale), out=gated if x.is_cpu else None)
+            slope = None if v is None else _away_from_zero(v.to(x.dtype))
+            affine = (weight.to(x.dtype), bias.to(x.dtype))
+            blocks = zip(_blocks(x), _blocks(torch.empty_like(x)), strict=True)
+            parts = [_gate(xs, outs, slope, *affine, groups, eps, centered) for xs, outs in blocks]
+            out, mean, rstd = parts[0] if len(parts) == 1 else map(_joined, zip(*parts, strict=True))
         ctx.save_for_backward(input, v, weight, bias, mean, rstd)
         ctx.settings = (groups, eps, centered)
         return out.to(input.dtype)
@@ -146,36 +139,94 @@ class GroupGate(torch.autograd.Function):
             parameters = (tensor, v, weight, bias)
             return (*_plain_gradients(plain_group_gate, parameters, ctx.settings, ctx, grad), None, None, None)
         x, g = widen(tensor).contiguous(), widen(grad).contiguous()
-        batch, channels = x.shape[:2]
-        groups, rows = mean.shape[1], _Rows(x)
-        rstd_rows = _spread(rstd, channels)
-        scale = rstd_rows * weight.to(x.dtype)
         slope = None if v is None else _away_from_zero(v.to(x.dtype))
-        z = x.clone() if slope is None else x * slope.view(1, -1, 1, 1)
-        direct = nn.functional.silu(z)
-        gated, shifts = rows.sums(g, direct)
-        if slope is not None:
-            gated = gated / slope  # Σ g·x·σ(v₁x) over the pixels
-        # the gradient through x alone, with the statistics held fixed
-        torch.ops.aten.silu_backward.grad_input(g, z, grad_input=direct)
+        grad_input = torch.empty_like(x)
+        weight = weight.to(x.dtype)
+        inverse = _spread(rstd, x.shape[1])  # 1/std of every channel
+        first = _blocks(x)[0]
+        scratch, rows = torch.empty_like(first), _Rows(first)
+        direct = slope is not None and not (x.is_cpu and bool((slope.abs() >= _SMALL_SLOPE).all()))
+        parts = []
+        for xs, gs, out, means, rstds, scales in zip(
+            *(torch.split(t, len(first)) for t in (x, g, grad_input, mean, rstd, inverse * weight)), strict=True
+        ):
+            rows = rows if len(xs) == len(first) else _Rows(xs)
+            z = scratch[: len(xs)]
+            parts.append(_gate_backward(xs, gs, out, means, rstds, scales, z, rows, slope, weight, direct))
+        gated, shifts, curved = (torch.cat(part) for part in zip(*parts, strict=True))
+        grad_v = None if v is None else (curved * inverse * weight).sum(0).to(v.dtype)
+        grad_weight = (gated * inverse).sum(0).to(weight.dtype)
+        return grad_input.to(tensor.dtype), grad_v, grad_weight, shifts.sum(0).to(bias.dtype), None, None, None
 
-        grad_v = None
-        if v is not None and slope is not None and ctx.needs_input_grad[1]:
-            if v.is_cpu and bool((v.abs() >= _SMALL_SLOPE).all()):
-                # Σ g·x²·σ′ is what the sum over `direct` has beyond `gated`, divided by the slope; two passes fewer
-                curved = (rows.sums(direct, x)[0] - gated) / slope
-            else:
-                curved = rows.sums(torch.ops.aten.sigmoid_backward(g, z.sigmoid_()).mul_(x), x)[0]
-            grad_v = (curved * scale).sum(0).to(v.dtype)
 
-        grad_input = None
-        if ctx.needs_input_grad[0]:
-            size = x.numel() // (batch * groups)
-            pull = (gated * weight.to(x.dtype)).view(batch, groups, -1).sum(-1) * rstd.pow(3) / -size
-            grad_input = rows.affine(x, _spread(pull, channels), _spread(-pull * mean, channels), out=z)
-            grad_input = grad_input.addcmul_(direct, scale[..., None, None]).to(tensor.dtype)
-        grad_weight = (gated * rstd_rows).sum(0).to(weight.dtype)
-        return grad_input, grad_v, grad_weight, shifts.sum(0).to(bias.dtype), None, None, None
+def _gate(
+    x: Tensor, out: Tensor, slope: Tensor | None, weight: Tensor, bias: Tensor, groups: int, eps: float, centered: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """γ·x·σ(v₁x)/std + β of one block into ``out``; with it, mean and 1/std of every group."""
+    mean, rstd, _ = _moments(x, groups, eps)
+    if not centered:
+        rstd, mean = (rstd.pow(-2) + mean.square()).rsqrt(), torch.zeros_like(mean)
+    scale = _spread(rstd, x.shape[1]) * weight
+    if slope is None:
+        out.copy_(x)
+    else:
+        torch.mul(x, slope.view(1, -1, 1, 1), out=out)
+        scale = scale / slope
+    nn.functional.silu(out, inplace=True)
+    return _Rows(x).affine(out, scale, bias.expand_as(scale), out=out if x.is_cpu else None), mean, rstd
+
+
+def _gate_backward(
+    x: Tensor,
+    g: Tensor,
+    out: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    scale: Tensor,
+    z: Tensor,
+    rows: "_Rows",
+    slope: Tensor | None,
+    weight: Tensor,
+    direct: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradient of one block into ``out``; with it, Σ g·x·σ(v₁x), Σ g and Σ g·x²·σ′(v₁x) over the pixels.
+
+    ``z`` is memory of the shape of ``x``; with ``direct``, the last sum is not taken as a difference of two.
+    """
+    if slope is None:
+        z.copy_(x)
+    else:
+        torch.mul(x, slope.view(1, -1, 1, 1), out=z)
+    gated, shifts = rows.sums(g, torch.ops.aten.silu.out(z, out=out))
+    curved = gated
+    # the gradient through x alone, with the statistics held fixed
+    torch.ops.aten.silu_backward.grad_input(g, z, grad_input=out)
+    if slope is not None:
+        gated = gated / slope
+        if direct:
+            curved = rows.sums(torch.ops.aten.sigmoid_backward(g, z.sigmoid_()).mul_(x), x)[0]
+        else:
+            # what the sum over the gradient has beyond `gated`, divided by the slope; two passes fewer
+            curved = (rows.sums(out, x)[0] - gated) / slope
+    batch, groups = mean.shape
+    pull = (gated * weight).view(batch, groups, -1).sum(-1) * rstd.pow(3) * (-batch * groups / x.numel())
+    rows.affine(x, _spread(pull, x.shape[1]), _spread(-pull * mean, x.shape[1]), out=z)
+    torch.addcmul(z, out, scale[..., None, None], out=out)
+    return gated, shifts, curved
+
+
+def _blocks(x: Tensor) -> tuple[Tensor, ...]:
+    """Samples in blocks of about two mebibytes, so that all passes over a block but the first find it in the cache.
+
+    The statistics are those of one sample, so blocks do not concern each other. On a GPU all is one block.
+    """
+    return torch.split(x, max(1, _BLOCK // x[0].numel())) if x.is_cpu else (x,)
+
+
+def _joined(parts: tuple[Tensor, ...]) -> Tensor:
+    """Blocks as one tensor: the tensor that they are views of, if they are."""
+    base = parts[0]._base
+    return torch.cat(parts) if base is None else base
 
 
 class BatchGate(torch.autograd.Function):
