@@ -123,11 +123,16 @@ class GroupGate(torch.autograd.Function):
     ) -> Tensor:
         with _full_precision(input):
             x = widen(input).contiguous()
-            slope = None if v is None else _away_from_zero(v.to(x.dtype))
-            affine = (weight.to(x.dtype), bias.to(x.dtype))
-            blocks = zip(_blocks(x), _blocks(torch.empty_like(x)), strict=True)
-            parts = [_gate(xs, outs, slope, *affine, groups, eps, centered) for xs, outs in blocks]
-            out, mean, rstd = parts[0] if len(parts) == 1 else map(_joined, zip(*parts, strict=True))
+            slope = None if v is None else _away_from_zero(v.to(x.dtype)).view(1, -1, 1, 1)
+            mean, rstd, out = _moments(x, groups, eps)
+            if not centered:
+                rstd, mean = (rstd.pow(-2) + mean.square()).rsqrt(), torch.zeros_like(mean)
+            scale = _spread(rstd, x.shape[1]) * weight.to(x.dtype)
+            scale = scale if slope is None else scale / slope.flatten()
+            shift = bias.to(x.dtype).expand_as(scale)
+            for xs, outs, factor, summand in _blocks(x, out, scale, shift):
+                last = _gate(xs, outs, factor, summand, slope)
+            out = out if x.is_cpu else last
         ctx.save_for_backward(input, v, weight, bias, mean, rstd)
         ctx.settings = (groups, eps, centered)
         return out.to(input.dtype)
@@ -139,94 +144,68 @@ class GroupGate(torch.autograd.Function):
             parameters = (tensor, v, weight, bias)
             return (*_plain_gradients(plain_group_gate, parameters, ctx.settings, ctx, grad), None, None, None)
         x, g = widen(tensor).contiguous(), widen(grad).contiguous()
-        slope = None if v is None else _away_from_zero(v.to(x.dtype))
+        slope = None if v is None else _away_from_zero(v.to(x.dtype)).view(1, -1, 1, 1)
+        # the last sum as a difference of two saves two passes, but small slopes would blow up its rounding
+        apart = slope is not None and not (x.is_cpu and bool((slope.abs() >= _SMALL_SLOPE).all()))
         grad_input = torch.empty_like(x)
-        weight = weight.to(x.dtype)
-        inverse = _spread(rstd, x.shape[1])  # 1/std of every channel
-        first = _blocks(x)[0]
-        scratch, rows = torch.empty_like(first), _Rows(first)
-        direct = slope is not None and not (x.is_cpu and bool((slope.abs() >= _SMALL_SLOPE).all()))
-        parts = []
-        for xs, gs, out, means, rstds, scales in zip(
-            *(torch.split(t, len(first)) for t in (x, g, grad_input, mean, rstd, inverse * weight)), strict=True
-        ):
-            rows = rows if len(xs) == len(first) else _Rows(xs)
-            z = scratch[: len(xs)]
-            parts.append(_gate_backward(xs, gs, out, means, rstds, scales, z, rows, slope, weight, direct))
-        gated, shifts, curved = (torch.cat(part) for part in zip(*parts, strict=True))
+        blocks = _blocks(x, g, grad_input)
+        z = torch.empty_like(blocks[0][0])
+        sums = [_gate_gradient(xs, gs, out, z, slope, apart) for xs, gs, out in blocks]
+        gated, shifts, curved = (torch.cat(part) for part in zip(*sums, strict=True))
+        if slope is not None:
+            gated = gated / slope.flatten()
+            curved = curved if apart else (curved - gated) / slope.flatten()
+
+        batch, channels = x.shape[:2]
+        groups, weight = mean.shape[1], weight.to(x.dtype)
+        inverse = _spread(rstd, channels)  # 1/std of every channel
+        pull = (gated * weight).view(batch, groups, -1).sum(-1) * rstd.pow(3) * (-batch * groups / x.numel())
+        factors = (_spread(pull, channels), _spread(-pull * mean, channels), (inverse * weight)[..., None, None])
+        for xs, out, factor, shift, scale in _blocks(x, grad_input, *factors):
+            statistics = _Rows(xs).affine(xs, factor, shift, out=z[: len(xs)])
+            torch.addcmul(statistics, out, scale, out=out)
         grad_v = None if v is None else (curved * inverse * weight).sum(0).to(v.dtype)
-        grad_weight = (gated * inverse).sum(0).to(weight.dtype)
+        grad_weight = (gated * inverse).sum(0).to(tensor.dtype)
         return grad_input.to(tensor.dtype), grad_v, grad_weight, shifts.sum(0).to(bias.dtype), None, None, None
 
 
-def _gate(
-    x: Tensor, out: Tensor, slope: Tensor | None, weight: Tensor, bias: Tensor, groups: int, eps: float, centered: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """γ·x·σ(v₁x)/std + β of one block into ``out``; with it, mean and 1/std of every group."""
-    mean, rstd, _ = _moments(x, groups, eps)
-    if not centered:
-        rstd, mean = (rstd.pow(-2) + mean.square()).rsqrt(), torch.zeros_like(mean)
-    scale = _spread(rstd, x.shape[1]) * weight
+def _gate(x: Tensor, out: Tensor, scale: Tensor, shift: Tensor, slope: Tensor | None) -> Tensor:
+    """``silu(slope · x) · scale + shift`` of one block; on a CPU into ``out``."""
     if slope is None:
         out.copy_(x)
     else:
-        torch.mul(x, slope.view(1, -1, 1, 1), out=out)
-        scale = scale / slope
+        torch.mul(x, slope, out=out)
     nn.functional.silu(out, inplace=True)
-    return _Rows(x).affine(out, scale, bias.expand_as(scale), out=out if x.is_cpu else None), mean, rstd
+    return _Rows(x).affine(out, scale, shift, out=out if x.is_cpu else None)
 
 
-def _gate_backward(
-    x: Tensor,
-    g: Tensor,
-    out: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    scale: Tensor,
-    z: Tensor,
-    rows: "_Rows",
-    slope: Tensor | None,
-    weight: Tensor,
-    direct: bool,
+def _gate_gradient(
+    x: Tensor, g: Tensor, out: Tensor, memory: Tensor, slope: Tensor | None, apart: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradient of one block into ``out``; with it, Σ g·x·σ(v₁x), Σ g and Σ g·x²·σ′(v₁x) over the pixels.
+    """The gradient of x·σ(v₁x) times ``g`` of one block into ``out``, and three sums over the pixels.
 
-    ``z`` is memory of the shape of ``x``; with ``direct``, the last sum is not taken as a difference of two.
+    These are Σ g·silu(v₁x), Σ g, and with ``apart`` Σ g·x²·σ′(v₁x), else Σ x times the gradient.
     """
+    z, rows = memory[: len(x)], _Rows(x)
     if slope is None:
         z.copy_(x)
     else:
-        torch.mul(x, slope.view(1, -1, 1, 1), out=z)
+        torch.mul(x, slope, out=z)
     gated, shifts = rows.sums(g, torch.ops.aten.silu.out(z, out=out))
-    curved = gated
-    # the gradient through x alone, with the statistics held fixed
     torch.ops.aten.silu_backward.grad_input(g, z, grad_input=out)
-    if slope is not None:
-        gated = gated / slope
-        if direct:
-            curved = rows.sums(torch.ops.aten.sigmoid_backward(g, z.sigmoid_()).mul_(x), x)[0]
-        else:
-            # what the sum over the gradient has beyond `gated`, divided by the slope; two passes fewer
-            curved = (rows.sums(out, x)[0] - gated) / slope
-    batch, groups = mean.shape
-    pull = (gated * weight).view(batch, groups, -1).sum(-1) * rstd.pow(3) * (-batch * groups / x.numel())
-    rows.affine(x, _spread(pull, x.shape[1]), _spread(-pull * mean, x.shape[1]), out=z)
-    torch.addcmul(z, out, scale[..., None, None], out=out)
-    return gated, shifts, curved
+    if slope is None:
+        return gated, shifts, shifts
+    other = torch.ops.aten.sigmoid_backward(g, z.sigmoid_()).mul_(x) if apart else out
+    return gated, shifts, rows.sums(other, x)[0]
 
 
-def _blocks(x: Tensor) -> tuple[Tensor, ...]:
-    """Samples in blocks of about two mebibytes, so that all passes over a block but the first find it in the cache.
+def _blocks(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
+    """Samples of all tensors in blocks that fit the processor's cache, where all passes but the first find them.
 
     The statistics are those of one sample, so blocks do not concern each other. On a GPU all is one block.
     """
-    return torch.split(x, max(1, _BLOCK // x[0].numel())) if x.is_cpu else (x,)
-
-
-def _joined(parts: tuple[Tensor, ...]) -> Tensor:
-    """Blocks as one tensor: the tensor that they are views of, if they are."""
-    base = parts[0]._base
-    return torch.cat(parts) if base is None else base
+    samples = max(1, _BLOCK // tensors[0][0].numel()) if tensors[0].is_cpu else len(tensors[0])
+    return list(zip(*(torch.split(tensor, samples) for tensor in tensors), strict=True))
 
 
 class BatchGate(torch.autograd.Function):
