@@ -170,7 +170,8 @@ def test_a_model_file_that_does_not_fit(capsys: pytest.CaptureFixture[str], case
 
 
 def test_a_recipe_that_finds_nothing_to_change(capsys: pytest.CaptureFixture[str]) -> None:
-    refused(capsys, "compare", "--data", "digits", "--model", "mlp", "--try", "evonorm", *TINY)
+    message = refused(capsys, "compare", "--data", "digits", "--model", "mlp", "--try", "evonorm", *TINY)
+    assert "must have a 2-D normalisation" in message
 
 
 def test_reproduce_at_the_smoke_scale_gives_no_verdict_and_goes_on(capsys: pytest.CaptureFixture[str]) -> None:

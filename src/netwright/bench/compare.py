@@ -94,7 +94,7 @@ class Comparison:
             table.add_column(heading, justify="left" if heading == "verdict" else "right", no_wrap=True)
         front = self.pareto()
         for arm in self.arms:
-            name = escape(f"{'◆' if arm.name in front else ' '} {arm.name}")
+            name = escape(f"{'◆' if arm.name in front else ' '}\u00a0{arm.name}")
             if not arm.metrics:
                 table.add_row(name, "failed", "", f"[red]{_count(len(arm.failed), 'seed')} failed[/]", "", "")
                 continue

@@ -23,6 +23,7 @@ def needs_plain_formula(input: Tensor) -> bool:
 
 
 def widen(tensor: Tensor) -> Tensor:
+    """Half precision as float32, everything else as it is."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
