@@ -301,3 +301,15 @@ def test_one_layer_learns() -> None:
         loss.backward()
         optimizer.step()
     assert loss.item() < 0.2 * math.log(2)
+
+
+@pytest.mark.parametrize("kind", ["S0", "B0"])
+def test_gradients_of_float32_parameters_are_not_rounded_to_the_type_of_a_half_precision_input(kind: str) -> None:
+    layer = {"S0": lambda: EvoNormS0(8, groups=4), "B0": lambda: EvoNormB0(8)}[kind]()
+    x = torch.randn(4, 8, 6, 6).bfloat16()
+    grad = torch.randn(4, 8, 6, 6).bfloat16()
+    half = torch.autograd.grad(layer(x), list(layer.parameters()), grad)
+    full = torch.autograd.grad(layer(x.float()), list(layer.parameters()), grad.float())
+    for a, b in zip(half, full, strict=True):
+        assert a.dtype == torch.float32
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)

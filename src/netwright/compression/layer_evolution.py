@@ -74,7 +74,7 @@ class ProxyTask:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Screening:
     """Whether a layer is thrown out, and what it cost to see that, in training updates."""
 
     rejected: bool
@@ -84,7 +84,7 @@ class Verdict:
 class Reject(Protocol):
     """An early test of a layer in one network."""
 
-    def __call__(self, graph: LayerGraph, task: ProxyTask) -> Verdict:
+    def __call__(self, graph: LayerGraph, task: ProxyTask) -> Screening:
         """Test ``graph``."""
         ...
 
@@ -104,12 +104,12 @@ class QualityReject:
     threshold: float = 0.2
     steps: int = 100
 
-    def __call__(self, graph: LayerGraph, task: ProxyTask) -> Verdict:
+    def __call__(self, graph: LayerGraph, task: ProxyTask) -> Screening:
         """Test ``graph``; a layer that does not depend on its input is thrown out unseen."""
         if 0 not in graph.active:
-            return Verdict(True, 0.0)
+            return Screening(True, 0.0)
         accuracy = task.accuracy(graph, self.steps)
-        return Verdict(not accuracy >= self.threshold, float(self.steps))
+        return Screening(not accuracy >= self.threshold, float(self.steps))
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class StabilityReject:
     lr: float = 0.1
     batch_size: int = 32
 
-    def __call__(self, graph: LayerGraph, task: ProxyTask) -> Verdict:
+    def __call__(self, graph: LayerGraph, task: ProxyTask) -> Screening:
         """Test ``graph``; one step counts as three updates of a batch of this size, for it differentiates twice."""
         model = task.model(graph).train()
         filters = [p for p in model.parameters() if p.ndim == 4]
@@ -146,14 +146,14 @@ class StabilityReject:
             # the small constant keeps the slope of the root finite where the gradient vanishes
             norm = (sum((g.square().sum() for g in gradients), torch.zeros(())) + 1e-30).sqrt()
             if not norm.item() <= self.threshold:
-                return Verdict(True, step * update)
+                return Screening(True, step * update)
             ascent = torch.autograd.grad(norm, filters, materialize_grads=True)
             with torch.no_grad():
                 for weight, direction in zip(filters, ascent, strict=True):
                     weight.add_(direction, alpha=self.lr)
             if not all(bool(weight.isfinite().all()) for weight in filters):
-                return Verdict(True, step * update)
-        return Verdict(False, self.steps * update)
+                return Screening(True, step * update)
+        return Screening(False, self.steps * update)
 
 
 @dataclass(frozen=True)
@@ -257,7 +257,7 @@ __all__ = [
     "QualityReject",
     "Reject",
     "StabilityReject",
-    "Verdict",
+    "Screening",
     "mutate",
     "named_graph",
     "random_graph",

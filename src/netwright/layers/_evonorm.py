@@ -158,15 +158,15 @@ class GroupGate(torch.autograd.Function):
             curved = curved if apart else (curved - gated) / slope.flatten()
 
         batch, channels = x.shape[:2]
-        groups, weight = mean.shape[1], weight.to(x.dtype)
+        groups, gamma = mean.shape[1], weight.to(x.dtype)
         inverse = _spread(rstd, channels)  # 1/std of every channel
-        pull = (gated * weight).view(batch, groups, -1).sum(-1) * rstd.pow(3) * (-batch * groups / x.numel())
-        factors = (_spread(pull, channels), _spread(-pull * mean, channels), (inverse * weight)[..., None, None])
+        pull = (gated * gamma).view(batch, groups, -1).sum(-1) * rstd.pow(3) * (-batch * groups / x.numel())
+        factors = (_spread(pull, channels), _spread(-pull * mean, channels), (inverse * gamma)[..., None, None])
         for xs, out, factor, shift, scale in _blocks(x, grad_input, *factors):
             statistics = _Rows(xs).affine(xs, factor, shift, out=z[: len(xs)])
             torch.addcmul(statistics, out, scale, out=out)
-        grad_v = None if v is None else (curved * inverse * weight).sum(0).to(v.dtype)
-        grad_weight = (gated * inverse).sum(0).to(tensor.dtype)
+        grad_v = None if v is None else (curved * inverse * gamma).sum(0).to(v.dtype)
+        grad_weight = (gated * inverse).sum(0).to(weight.dtype)
         return grad_input.to(tensor.dtype), grad_v, grad_weight, shifts.sum(0).to(bias.dtype), None, None, None
 
 
