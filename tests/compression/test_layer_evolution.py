@@ -16,8 +16,8 @@ from netwright.compression.layer_evolution import (
     LayerGraph,
     ProxyTask,
     QualityReject,
+    Screening,
     StabilityReject,
-    Verdict,
     mutate,
     named_graph,
     random_graph,
@@ -213,15 +213,15 @@ EXPLOSIVE = LayerGraph((Node("square", (0,)), Node("square", (4,)), Node("square
 
 def test_quality_rejection() -> None:
     task, test = tiny_task(), QualityReject(steps=12)
-    assert test(GOOD, task) == Verdict(False, 12.0)
-    assert test(CONSTANT, task) == Verdict(True, 0.0)
+    assert test(GOOD, task) == Screening(False, 12.0)
+    assert test(CONSTANT, task) == Screening(True, 0.0)
     blind = LayerGraph((Node("mean_layer", (0,)), Node("mul", (4, 1))))  # depends on x in form only
     assert test(blind, task).rejected
 
 
 def test_stability_rejection() -> None:
     task, test = tiny_task(), StabilityReject(steps=5)
-    assert test(GOOD, task) == Verdict(False, 5 * 3 * 32 / 64)
+    assert test(GOOD, task) == Screening(False, 5 * 3 * 32 / 64)
     verdict = test(EXPLOSIVE, task)
     assert verdict.rejected
     assert verdict.updates < 5 * 3 * 32 / 64
