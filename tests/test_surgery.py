@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from netwright.surgery import eval_mode, swap, swapped
+from netwright.surgery import eval_mode, input_shapes, swap, swapped
 
 
 def doubled(linear: nn.Linear) -> nn.Linear:
@@ -97,3 +97,13 @@ def test_eval_mode_restores_every_module() -> None:
         assert not model[0].training
         raise RuntimeError
     assert (model.training, model[0].training, model[1].training) == (True, True, False)
+
+
+def test_input_shapes_of_the_layers_that_are_reached() -> None:
+    model = nn.ModuleDict(
+        {"used": nn.Sequential(nn.Dropout(), nn.Linear(3, 5), nn.Linear(5, 2)), "idle": nn.Linear(2, 2)}
+    )
+    model.forward = model["used"].forward  # type: ignore[method-assign]
+    assert input_shapes(model, torch.zeros(4, 3), nn.Linear) == {"used.1": (4, 3), "used.2": (4, 5)}
+    assert model.training
+    assert not [m for m in model.modules() if m._forward_pre_hooks]

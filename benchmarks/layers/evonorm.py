@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from benchmarks.timing import side_by_side
+from benchmarks.timing import amounts, side_by_side
 from netwright.cost import saved_bytes
 from netwright.layers.evonorm import EvoNormB0, EvoNormS0
 
@@ -35,12 +35,13 @@ def main() -> None:
         )
         # the input counts: each of the layers keeps it
         size = x.numel() * x.element_size()
-        kept = {name: saved_bytes(layer, x) + size for name, layer in layers.items()}
-        reference = kept["GroupNorm + SiLU"]
-        print(f"\nmemory kept for backward on {shape}")
-        for name, value in kept.items():
-            goal = f"  target ≤ 1.20  {'met' if value <= 1.2 * reference else 'MISSED'}" if name == "EvoNormS0" else ""
-            print(f"  {name:<40} {value / 2**20:9.2f} MiB  {value / reference:6.2f}×{goal}")
+        amounts(
+            f"memory kept for backward on {shape}",
+            {name: (saved_bytes(layer, x) + size) / 2**20 for name, layer in layers.items()},
+            baseline="GroupNorm + SiLU",
+            targets={"EvoNormS0": 1.2},
+            unit="MiB",
+        )
 
 
 if __name__ == "__main__":

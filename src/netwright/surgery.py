@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 
 _LOG = logging.getLogger(__name__)
@@ -77,6 +78,42 @@ def swapped(model: nn.Module) -> tuple[str, ...]:
     return names
 
 
+def input_shapes(
+    model: nn.Module, example: Tensor, kinds: type[nn.Module] | tuple[type[nn.Module], ...]
+) -> dict[str, tuple[int, ...]]:
+    """The shapes of what the layers of some ``kinds`` get as input, from one forward pass in eval mode.
+
+    Args:
+        model: Any module; it is left as it is.
+        example: An input of the model.
+        kinds: Types of the layers to look at.
+
+    Returns:
+        Name of the layer to the shape of its (last) input, batch included; layers that are not reached are missing.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.MaxPool2d(2), nn.Conv2d(4, 2, 3))
+        >>> input_shapes(model, torch.zeros(1, 1, 10, 10), nn.Conv2d)
+        {'0': (1, 1, 10, 10), '2': (1, 4, 4, 4)}
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    handles = []
+    for name, module in model.named_modules():
+        if isinstance(module, kinds):
+
+            def record(module: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:  # noqa: ARG001
+                shapes[name] = tuple(inputs[0].shape)
+
+            handles.append(module.register_forward_pre_hook(record))
+    try:
+        with eval_mode(model), torch.no_grad():
+            model(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return shapes
+
+
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """Put ``model`` into eval mode, and every one of its modules back into the mode it was in."""
@@ -137,4 +174,4 @@ def _tie(groups: list[list[tuple[nn.Module, str]]], replaced: Mapping[nn.Module,
             replaced[module]._parameters[name] = parameter
 
 
-__all__ = ["eval_mode", "swap", "swapped"]
+__all__ = ["eval_mode", "input_shapes", "swap", "swapped"]

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from netwright.cost import count_macs, count_params
-from netwright.models.vision.resnet import Block, PadShortcut, resnet_4stage, resnet_cifar
+from netwright.models.vision.resnet import Block, PadShortcut, ResNet, resnet_4stage, resnet_cifar
 
 
 @pytest.mark.parametrize(
@@ -47,6 +47,23 @@ def test_the_pad_shortcut_is_a_strided_identity_between_zeros() -> None:
     assert out[:, :3].abs().sum() == out[:, 7:].abs().sum() == 0
 
 
+def test_the_pooling_shortcut_is_a_mean_between_zeros() -> None:
+    x = torch.randn(2, 4, 6, 6)
+    out = PadShortcut(4, 10, stride=2, pool=True)(x)
+    torch.testing.assert_close(out[:, 3:7], (x[:, :, ::2] + x[:, :, 1::2]).unflatten(-1, (3, 2)).mean(-1) / 2)
+    assert out[:, :3].abs().sum() == out[:, 7:].abs().sum() == 0
+    assert PadShortcut(4, 4, stride=2, pool=True)(x[..., :5, :5]).shape == (2, 4, 3, 3)  # as a strided convolution
+
+
+def test_single_blocks_have_a_shortcut_around_every_convolution() -> None:
+    model = ResNet([2, 2], [4, 8], kind="single", shortcut="pool", act=nn.Hardtanh)
+    blocks = [m for m in model.modules() if isinstance(m, Block)]
+    assert [[type(m) for m in block.branch] for block in blocks] == [[nn.Conv2d, nn.BatchNorm2d]] * 4
+    assert [type(block.act) for block in blocks] == [nn.Hardtanh] * 4
+    assert [type(block.shortcut) for block in blocks] == [nn.Identity, nn.Identity, PadShortcut, nn.Identity]
+    assert model(torch.randn(2, 3, 9, 9)).shape == (2, 10)
+
+
 def test_a_block_with_a_dead_branch_is_its_shortcut() -> None:
     block = Block(4, 4).eval()
     nn.init.zeros_(block.branch[3].weight)
@@ -84,3 +101,5 @@ def test_bad_depths() -> None:
         resnet_4stage(20)
     with pytest.raises(ValueError, match="unknown shortcut 'C'"):
         resnet_cifar(8, shortcut="C")
+    with pytest.raises(ValueError, match="unknown kind of block 'basics'; did you mean 'basic'"):
+        resnet_cifar(8, kind="basics")

@@ -2,12 +2,13 @@
 
 Every claim that needs a residual network takes this one and passes factories, so that two arms are exact twins but for
 the part under study: ``conv(in_channels, out_channels, kernel_size, stride=, padding=)`` without bias, ``norm_act
-(channels, act)`` for normalisation with or without the activation that follows it, ``attention(channels)`` at the end
-of a residual branch.
+(channels, act)`` for normalisation with or without the activation that follows it, ``act()`` for the activation after a
+shortcut, ``attention(channels)`` at the end of a residual branch.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from functools import partial
+from typing import Literal, get_args
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -17,7 +18,10 @@ from netwright import checks
 ConvFactory = Callable[..., nn.Module]
 NormActFactory = Callable[[int, bool], nn.Module]
 AttentionFactory = Callable[[int], nn.Module]
-Shortcut = Literal["A", "B"]
+Kind = Literal["basic", "bottleneck", "single"]
+Shortcut = Literal["A", "B", "pool"]
+
+relu = partial(nn.ReLU, inplace=True)
 
 
 def conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, padding: int = 0) -> nn.Module:
@@ -32,17 +36,24 @@ def batch_norm_relu(channels: int, act: bool) -> nn.Module:
 
 
 class PadShortcut(nn.Module):
-    """Shortcut "A": every ``stride``-th pixel, and channels of zeros, half of them on either side; no parameters."""
+    """A shortcut without parameters: fewer pixels, and channels of zeros, half of them on either side.
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+    Shortcut "A" takes every ``stride``-th pixel, shortcut "pool" the mean of ``stride``×``stride`` of them.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, *, pool: bool = False) -> None:
         super().__init__()
         self.stride = stride
+        self.pool = pool
         missing = out_channels - in_channels
         self.padding = (missing // 2, missing - missing // 2)
 
     def forward(self, input: Tensor) -> Tensor:
-        strided = input[:, :, :: self.stride, :: self.stride]
-        return functional.pad(strided, (0, 0, 0, 0, *self.padding))
+        if self.pool:
+            fewer = functional.avg_pool2d(input, self.stride, ceil_mode=True)
+        else:
+            fewer = input[:, :, :: self.stride, :: self.stride]
+        return functional.pad(fewer, (0, 0, 0, 0, *self.padding))
 
 
 class Block(nn.Module):
@@ -52,11 +63,13 @@ class Block(nn.Module):
         in_channels: Channels of the input ``(batch, in_channels, height, width)``.
         width: Channels of the branch; the block gives ``width * expansion``.
         stride: Of the (first) 3×3 convolution.
-        bottleneck: 1×1, 3×3, 1×1 convolutions with ``expansion`` 4, instead of two 3×3 with ``expansion`` 1.
-        shortcut: ``"A"`` (strided identity with zero channels) or ``"B"`` (1×1 convolution and normalisation), used
-            where the shape changes.
+        kind: Convolutions of the branch: ``"basic"`` two 3×3; ``"bottleneck"`` 1×1, 3×3, 1×1, with ``expansion`` 4
+            (else 1); ``"single"`` one 3×3, so that every convolution has a shortcut of its own.
+        shortcut: ``"A"`` (strided identity with zero channels), ``"pool"`` (mean over pixels, with zero channels) or
+            ``"B"`` (1×1 convolution and normalisation), used where the shape changes.
         conv: Makes every convolution.
         norm_act: Makes normalisation and activation.
+        act: Makes the activation after the sum.
         attention: Makes what closes the branch; nothing if not given.
     """
 
@@ -66,16 +79,17 @@ class Block(nn.Module):
         width: int,
         stride: int = 1,
         *,
-        bottleneck: bool = False,
+        kind: Kind = "basic",
         shortcut: Shortcut = "B",
         conv: ConvFactory = conv,
         norm_act: NormActFactory = batch_norm_relu,
+        act: Callable[[], nn.Module] = relu,
         attention: AttentionFactory | None = None,
     ) -> None:
         super().__init__()
-        out_channels = width * (4 if bottleneck else 1)
+        out_channels = width * (4 if kind == "bottleneck" else 1)
         self.branch = nn.Sequential()
-        if bottleneck:
+        if kind == "bottleneck":
             self.branch.append(conv(in_channels, width, 1))
             self.branch.append(norm_act(width, True))
             self.branch.append(conv(width, width, 3, stride=stride, padding=1))
@@ -83,20 +97,21 @@ class Block(nn.Module):
             self.branch.append(conv(width, out_channels, 1))
         else:
             self.branch.append(conv(in_channels, width, 3, stride=stride, padding=1))
-            self.branch.append(norm_act(width, True))
-            self.branch.append(conv(width, width, 3, padding=1))
+            if kind == "basic":
+                self.branch.append(norm_act(width, True))
+                self.branch.append(conv(width, width, 3, padding=1))
         self.branch.append(norm_act(out_channels, False))
         if attention is not None:
             self.branch.append(attention(out_channels))
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or in_channels != out_channels:
-            if shortcut == "A":
-                self.shortcut = PadShortcut(in_channels, out_channels, stride)
-            else:
+            if shortcut == "B":
                 self.shortcut = nn.Sequential(
                     conv(in_channels, out_channels, 1, stride=stride), norm_act(out_channels, False)
                 )
-        self.act = nn.ReLU(inplace=True)
+            else:
+                self.shortcut = PadShortcut(in_channels, out_channels, stride, pool=shortcut == "pool")
+        self.act = act()
 
     def forward(self, input: Tensor) -> Tensor:
         output: Tensor = self.act(self.branch(input) + self.shortcut(input))
@@ -111,12 +126,13 @@ class ResNet(nn.Module):
         widths: Width of each stage.
         in_channels: Channels of the input ``(batch, in_channels, height, width)``.
         num_classes: Outputs ``(batch, num_classes)``.
-        bottleneck: Bottleneck blocks instead of basic ones.
+        kind: See :class:`Block`.
         shortcut: See :class:`Block`.
         stem: Makes the first convolution; as ``conv`` if not given.
         classifier: ``classifier(features, num_classes)`` makes the head.
         conv: See :class:`Block`.
         norm_act: See :class:`Block`.
+        act: See :class:`Block`.
         attention: See :class:`Block`.
     """
 
@@ -127,18 +143,20 @@ class ResNet(nn.Module):
         *,
         in_channels: int = 3,
         num_classes: int = 10,
-        bottleneck: bool = False,
+        kind: Kind = "basic",
         shortcut: Shortcut = "B",
         stem: ConvFactory | None = None,
         classifier: Callable[[int, int], nn.Module] = nn.Linear,
         conv: ConvFactory = conv,
         norm_act: NormActFactory = batch_norm_relu,
+        act: Callable[[], nn.Module] = relu,
         attention: AttentionFactory | None = None,
     ) -> None:
         super().__init__()
         if len(blocks) != len(widths):
             checks.fail(f"widths must be as many as stages ({len(blocks)})", len(widths))
-        checks.known("shortcut", shortcut, ("A", "B"))
+        checks.known("kind of block", kind, get_args(Kind))
+        checks.known("shortcut", shortcut, get_args(Shortcut))
         self.stem = nn.Sequential((stem or conv)(in_channels, widths[0], 3, padding=1), norm_act(widths[0], True))
         self.stages = nn.Sequential()
         channels = widths[0]
@@ -151,14 +169,15 @@ class ResNet(nn.Module):
                         channels,
                         width,
                         stride,
-                        bottleneck=bottleneck,
+                        kind=kind,
                         shortcut=shortcut,
                         conv=conv,
                         norm_act=norm_act,
+                        act=act,
                         attention=attention,
                     )
                 )
-                channels = width * (4 if bottleneck else 1)
+                channels = width * (4 if kind == "bottleneck" else 1)
             self.stages.append(layers)
         self.classifier = classifier(channels, num_classes)
 
@@ -194,13 +213,13 @@ def resnet_cifar(depth: int = 20, width: int = 16, *, shortcut: Shortcut = "A", 
     return ResNet([number] * 3, [width, 2 * width, 4 * width], shortcut=shortcut, **options)  # type: ignore[arg-type]
 
 
-# blocks of each stage, and whether these are bottlenecks
-_FOUR_STAGES = {
-    18: ((2, 2, 2, 2), False),
-    34: ((3, 4, 6, 3), False),
-    50: ((3, 4, 6, 3), True),
-    101: ((3, 4, 23, 3), True),
-    152: ((3, 8, 36, 3), True),
+# blocks of each stage, and their kind
+_FOUR_STAGES: dict[int, tuple[tuple[int, ...], Kind]] = {
+    18: ((2, 2, 2, 2), "basic"),
+    34: ((3, 4, 6, 3), "basic"),
+    50: ((3, 4, 6, 3), "bottleneck"),
+    101: ((3, 4, 23, 3), "bottleneck"),
+    152: ((3, 8, 36, 3), "bottleneck"),
 }
 
 
@@ -220,20 +239,22 @@ def resnet_4stage(depth: int = 18, widths: Sequence[int] = (64, 128, 256, 512), 
     """
     if depth not in _FOUR_STAGES:
         checks.fail(f"depth must be one of {', '.join(map(str, _FOUR_STAGES))}", depth)
-    blocks, bottleneck = _FOUR_STAGES[depth]
-    return ResNet(blocks, widths, bottleneck=bottleneck, **options)  # type: ignore[arg-type]
+    blocks, kind = _FOUR_STAGES[depth]
+    return ResNet(blocks, widths, kind=kind, **options)  # type: ignore[arg-type]
 
 
 __all__ = [
     "AttentionFactory",
     "Block",
     "ConvFactory",
+    "Kind",
     "NormActFactory",
     "PadShortcut",
     "ResNet",
     "Shortcut",
     "batch_norm_relu",
     "conv",
+    "relu",
     "resnet_4stage",
     "resnet_cifar",
 ]

@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from netwright import checks
+from netwright.layers.attention import Attention
 
 
 class PatchEmbed(nn.Module):
@@ -25,23 +25,6 @@ class PatchEmbed(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         patches: Tensor = self.projection(input)
         return patches.flatten(2).transpose(1, 2)
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention: softmax(Q Kᵀ / √d) V for each head of size d = dim / num_heads."""
-
-    def __init__(self, dim: int, num_heads: int = 8, qkv_bias: bool = True) -> None:
-        super().__init__()
-        checks.divisible("dim", dim, "num_heads", num_heads)
-        self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.projection = nn.Linear(dim, dim)
-
-    def forward(self, input: Tensor) -> Tensor:
-        q, k, v = self.qkv(input).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed = functional.scaled_dot_product_attention(q, k, v)
-        output: Tensor = self.projection(mixed.transpose(1, 2).flatten(2))
-        return output
 
 
 class Mlp(nn.Sequential):
