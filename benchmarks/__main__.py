@@ -1,7 +1,4 @@
-"""Run all benchmarks of some rooms and write their table into docs/performance.md.
-
-python -m benchmarks layers hypernets
-"""
+"""Run all benchmarks of some rooms and write their table into docs/performance.md: `python -m benchmarks layers`."""
 
 import re
 import sys

@@ -147,7 +147,7 @@ class VisionTransformer(nn.Module):
         self.classifier = nn.Linear(dim, num_classes)
         nn.init.trunc_normal_(self.positions, std=0.02)
         nn.init.trunc_normal_(self.class_token, std=0.02)
-        self.apply(_init_linear)
+        self.apply(init_linear)
 
     def forward(self, input: Tensor) -> Tensor:
         tokens = self.embed(input)
@@ -156,11 +156,21 @@ class VisionTransformer(nn.Module):
         return output
 
 
-def _init_linear(module: nn.Module) -> None:
+def init_linear(module: nn.Module) -> None:
+    """Start of all linear layers of a transformer: normal with deviation 0.02, truncated; biases 0."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
 
 
-__all__ = ["Attention", "DropPath", "LayerScale", "Mlp", "PatchEmbed", "TransformerBlock", "VisionTransformer"]
+__all__ = [
+    "Attention",
+    "DropPath",
+    "LayerScale",
+    "Mlp",
+    "PatchEmbed",
+    "TransformerBlock",
+    "VisionTransformer",
+    "init_linear",
+]
