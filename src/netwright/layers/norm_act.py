@@ -198,14 +198,14 @@ def _trace(model: nn.Module, acts: tuple[type[nn.Module], ...]) -> tuple[fx.Grap
     opaque: set[nn.Module] = set()
 
     def is_leaf(module: nn.Module) -> bool:
-        return isinstance(module, stops) or module in opaque
+        return isinstance(module, stops) or module in opaque or _is_part(module)
 
     try:
         return _Tracer(is_leaf).trace(model), opaque
     except Exception:  # noqa: S110 - whatever a user's forward pass raises on a symbolic input
         pass
     for module in reversed(list(model.modules())):  # children first
-        if module is model or any(isinstance(part, stops) for part in module.modules()):
+        if module is model or _is_part(module) or any(isinstance(part, stops) for part in module.modules()):
             continue
         try:
             _Tracer(is_leaf).trace(module)
@@ -215,6 +215,11 @@ def _trace(model: nn.Module, acts: tuple[type[nn.Module], ...]) -> tuple[fx.Grap
         return _Tracer(is_leaf).trace(model), opaque
     except Exception as error:
         raise _NotTraceable(f"{type(error).__name__}: {error}") from error
+
+
+def _is_part(module: nn.Module) -> bool:
+    """Whether it is a layer of this library: what is inside of it belongs to its method and stays as it is."""
+    return type(module).__module__.startswith("netwright.layers.") and type(module).__module__ != __name__
 
 
 def _activation_after(
@@ -286,7 +291,10 @@ def _plan_by_neighbours(model: nn.Module, acts: tuple[type[nn.Module], ...], why
     """For models that cannot be traced: what stands next in the same ``nn.Sequential`` comes next."""
     plan = _Plan()
     kept: set[nn.Module] = set()
+    inside = {inner for module in model.modules() if _is_part(module) for inner in module.modules()}
     for parent in model.modules():
+        if parent in inside:
+            continue
         if not isinstance(parent, nn.Sequential):
             kept.update(parent.children())
             continue
@@ -300,7 +308,7 @@ def _plan_by_neighbours(model: nn.Module, acts: tuple[type[nn.Module], ...], why
                 if isinstance(after, acts):
                     plan.whole_activations.add(after)
     for name, module in model.named_modules():
-        if isinstance(module, NORMS) and (module not in plan.norms or module in kept):
+        if module not in inside and isinstance(module, NORMS) and (module not in plan.norms or module in kept):
             what = f"cannot tell which activation follows normalisation {name!r}, as the model cannot be traced"
             raise checks.InputError(f"{what} ({why}) and nothing follows it in an nn.Sequential")
         if module in plan.whole_activations and module in kept:
