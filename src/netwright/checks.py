@@ -53,6 +53,12 @@ def divisible(name: str, value: int, divisor_name: str, divisor: int) -> None:
         fail(f"{name} must be divisible by {divisor_name} = {divisor}", value)
 
 
+def floating_point(name: str, tensor: Tensor) -> None:
+    """Check that a tensor holds floating-point numbers."""
+    if not tensor.is_floating_point():
+        fail(f"{name} must be of a floating-point type", tensor.dtype)
+
+
 def did_you_mean(given: str, known: Iterable[str]) -> str:
     """The end of an error message about an unknown name: the closest known name, else all of them."""
     names = sorted(known)
@@ -90,6 +96,7 @@ __all__ = [
     "dimensions",
     "divisible",
     "fail",
+    "floating_point",
     "known",
     "positive",
     "size",

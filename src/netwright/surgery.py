@@ -78,6 +78,19 @@ def swapped(model: nn.Module) -> tuple[str, ...]:
     return names
 
 
+def torch_blocks(model: nn.Module) -> tuple[str, ...]:
+    """How the names of layers start that belong to torch's own attention and transformer blocks.
+
+    These blocks read the weights of their layers themselves, so that what replaces such a layer would not be called.
+
+    Example:
+        >>> torch_blocks(nn.Sequential(nn.Linear(4, 4), nn.TransformerEncoderLayer(4, 2)))
+        ('1.', '1.self_attn.')
+    """
+    blocks = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
+    return tuple(f"{name}." if name else "" for name, module in model.named_modules() if isinstance(module, blocks))
+
+
 def input_shapes(
     model: nn.Module, example: Tensor, kinds: type[nn.Module] | tuple[type[nn.Module], ...]
 ) -> dict[str, tuple[int, ...]]:
@@ -174,4 +187,4 @@ def _tie(groups: list[list[tuple[nn.Module, str]]], replaced: Mapping[nn.Module,
             replaced[module]._parameters[name] = parameter
 
 
-__all__ = ["eval_mode", "input_shapes", "swap", "swapped"]
+__all__ = ["eval_mode", "input_shapes", "swap", "swapped", "torch_blocks"]

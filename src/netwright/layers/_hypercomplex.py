@@ -2,13 +2,14 @@
 
 import math
 from contextlib import nullcontext
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from netwright import checks
+from netwright.layers._cache import Cache
 from netwright.layers.algebra import Algebra, get_algebra
 
 AlgebraLike = Algebra | Tensor | str
@@ -76,7 +77,7 @@ class Hypercomplex(nn.Module):
         self.register_parameter(
             "bias", nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
         )
-        self._cache: tuple[tuple[Tensor, Tensor, int], tuple[Tensor, Tensor, int], Tensor] | None = None
+        self._cache = Cache()
 
     def _build(self) -> Tensor:
         raise NotImplementedError
@@ -94,24 +95,9 @@ class Hypercomplex(nn.Module):
         (``layer.filters.data.mul_(2)``) is invisible to torch; call ``layer.train()`` after it. Where a gradient has
         to reach the parameters, the weight is always built anew.
         """
-        if self.training or torch.compiler.is_compiling() or type(self.filters) is not nn.Parameter:
+        if self.training or type(self.filters) is not nn.Parameter:
             return self._build()
-        if torch.is_grad_enabled() and (self.filters.requires_grad or self.algebra.requires_grad):
-            return self._build()
-        if (
-            self._cache is not None
-            and _is_same(self._cache[0], self.algebra)
-            and _is_same(self._cache[1], self.filters)
-        ):
-            return self._cache[2]
-        if self.algebra.is_inference() or self.filters.is_inference():  # these have no count of changes
-            return self._build()
-        # a tensor made in inference mode could not be used where the gradient of the input is wanted later
-        with torch.inference_mode(False), torch.no_grad():
-            weight = self._build()
-        if type(weight) is Tensor and not torch._C._functorch.is_functorch_wrapped_tensor(weight):
-            self._cache = (_state(self.algebra), _state(self.filters), weight)
-        return weight
+        return self._cache.get(self._build, self.algebra, self.filters)
 
     def reset_parameters(self) -> None:
         r"""Draw the algebra, if it was not given, from U(±√3/n), then the filters so that W has Xavier's variance.
@@ -148,12 +134,8 @@ class Hypercomplex(nn.Module):
 
     def train(self, mode: bool = True) -> Self:
         if mode:
-            self._cache = None
+            self._cache.clear()
         return super().train(mode)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # a copy counts the changes of its tensors from zero, so what is kept would not notice them
-        return {**self.__dict__, "_cache": None}
 
 
 def _matrices(algebra: AlgebraLike, n: int) -> Tensor:
@@ -165,16 +147,6 @@ def _matrices(algebra: AlgebraLike, n: int) -> Tensor:
     if algebra.shape != (n, n, n):
         checks.fail(f"algebra must have shape {(n, n, n)}", tuple(algebra.shape))
     return algebra.detach()
-
-
-def _state(tensor: Tensor) -> tuple[Tensor, Tensor, int]:
-    """What tells whether a tensor is still the same: itself, its memory (held, so that none reuses it), its changes."""
-    return tensor, tensor.detach(), tensor._version
-
-
-def _is_same(state: tuple[Tensor, Tensor, int], tensor: Tensor) -> bool:
-    known, memory, version = state
-    return known is tensor and memory.data_ptr() == tensor.data_ptr() and version == tensor._version
 
 
 __all__ = ["AlgebraLike", "Hypercomplex", "hypercomplex_weight"]

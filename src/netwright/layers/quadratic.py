@@ -16,7 +16,7 @@ from torch.nn import functional
 from netwright import checks
 from netwright.layers._geometry import Size, conv_arguments, linear_arguments, padding_sides, sizes
 from netwright.layers._quadratic import ConvOfSquare, LinearOfSquare, of_square
-from netwright.surgery import swap, swapped
+from netwright.surgery import swap, swapped, torch_blocks
 
 Form = Literal["full", "compact"]
 FORMS: tuple[Form, ...] = ("full", "compact")
@@ -250,11 +250,7 @@ def quadraticize(
         )
     """
     checks.known("form", form, FORMS)
-    inside = tuple(
-        f"{name}." if name else ""
-        for name, module in model.named_modules()
-        if isinstance(module, nn.MultiheadAttention | nn.TransformerEncoderLayer | nn.TransformerDecoderLayer)
-    )
+    inside = torch_blocks(model)
 
     def chosen(name: str, layer: nn.Module) -> bool:
         return not name.startswith(inside) and (where is None or where(name, layer))

@@ -12,9 +12,8 @@ from torch import Tensor
 
 def binary_sign(input: Tensor) -> Tensor:
     """−1 where the input is negative, else +1; without a gradient."""
-    one = torch.ones((), device=input.device)
-    # a tenth of the time of torch.where with two numbers; adding 0 turns −0 into 0, which has the sign +1
-    return torch.copysign(one, input + 0.0).to(input.dtype)
+    # several times faster than torch.where with two numbers
+    return torch.sign(input).mul_(2).add_(1).sign_()
 
 
 class _Sign(torch.autograd.Function):
@@ -53,7 +52,7 @@ class _SignPoly(_Sign):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
-        grad_input: Tensor = gradient * (2 - 2 * x.abs()).clamp(min=0)
+        grad_input: Tensor = gradient * x.abs().mul_(-2).add_(2).relu_()
         return grad_input
 
 
