@@ -1,20 +1,31 @@
 """Recipes that exchange layers of the user's network before training."""
 
 import math
+from functools import partial
+from typing import cast, get_args
 
 from torch import nn
 
 from netwright import checks
-from netwright.data.splits import ALL_TASKS, IMAGES, Splits
+from netwright.compression.masks import Mask, make_permanent, prunable
+from netwright.data.splits import ALL_TASKS, IMAGES, Splits, Task
+from netwright.hypernets.hyperzzw_conv import Branches, to_hyperzzw
+from netwright.layers.af_kan import AFKANLayer
 from netwright.layers.attention import AsMultiheadAttention, Attention
+from netwright.layers.ela import ELA, Place, Variant, insert_attention
+from netwright.layers.equiangular import generate_ebv, replace_classifier
 from netwright.layers.evonorm import Kind, replace_norm_act
 from netwright.layers.gpsa import GPSA
 from netwright.layers.hypercomplex import to_hypercomplex
+from netwright.layers.mix_shift import to_mix_shift
 from netwright.layers.quadratic import Form, quadraticize
+from netwright.layers.selectable_kan import POOL, Convs, Mixing, Select, fit_grids_, selectable_layers, to_skan
+from netwright.models.vision.ms_mlp import STAGE_KERNELS
 from netwright.recipes import Recipe
-from netwright.surgery import input_shapes, swap
+from netwright.surgery import input_shapes, swap, swapped, torch_blocks
 from netwright.training import Backprop, Trainer
 from netwright.training.relinear import relinear_param_groups
+from netwright.training.skan import SelectionSchedule, SelectiveTraining, prune_
 
 
 def _to_hypercomplex(model: nn.Module, splits: Splits, *, n: int) -> nn.Module:  # noqa: ARG001
@@ -111,4 +122,193 @@ gpsa = Recipe(
 )
 
 
-__all__ = ["evonorm", "gpsa", "phm", "quadratic"]
+def _to_hyperzzw(model: nn.Module, splits: Splits, *, branches: Branches, omega0: float) -> nn.Module:
+    device = next((parameter.device for parameter in model.parameters()), None)
+    return to_hyperzzw(model, splits.train.inputs[:1].to(device), branches, omega0=omega0)
+
+
+hyperzzw = Recipe(
+    name="hyperzzw",
+    claim="hyperzzw",
+    summary="Kernels written by coordinate networks, local and as large as the map, in size-keeping convolutions past "
+    "the stem; branches: both, local or global.",
+    tasks=IMAGES,
+    options={"branches": "both", "omega0": 2000.0},
+    build=_to_hyperzzw,
+)
+
+
+def _mix_shift(model: nn.Module, splits: Splits, *, shift: int, stage: int, fit: bool) -> nn.Module:
+    checks.at_least("option 'shift' of recipe 'mix-shift'", shift, 0)
+    checks.between("option 'stage' of recipe 'mix-shift'", stage, 1, len(STAGE_KERNELS))
+    half = (shift + 1) // 2
+    shifts = (-shift, -half, 0, half, shift)
+    device = next((parameter.device for parameter in model.parameters()), None)
+    return to_mix_shift(model, splits.train.inputs[:2].to(device), shifts, STAGE_KERNELS[stage - 1], fit=fit)
+
+
+mix_shift = Recipe(
+    name="mix-shift",
+    claim="ms-mlp",
+    summary="Mix-Shift and a 1×1 convolution for every 'same' convolution but the stem; windows as in the paper's "
+    "stage; with fit, smaller shifts on maps that are too small for them.",
+    tasks=IMAGES,
+    options={"shift": 2, "stage": 1, "fit": True},
+    build=_mix_shift,
+)
+
+
+def _ebv(model: nn.Module, splits: Splits, *, dim: int, temperature: float) -> nn.Module:
+    checks.at_least("option 'dim' of recipe 'ebv'", dim, 2)
+    checks.positive("option 'temperature' of recipe 'ebv'", temperature)
+    return replace_classifier(model, generate_ebv(splits.outputs, dim).vectors, temperature)
+
+
+ebv = Recipe(
+    name="ebv",
+    claim="equiangular-basis",
+    summary="A fixed unit vector for each class, nearly orthogonal in dim dimensions, after the last linear layer.",
+    tasks=frozenset(task for task in Task if task.is_classification),
+    options={"dim": 64, "temperature": 0.07},
+    build=_ebv,
+)
+
+
+def _to_skan(
+    model: nn.Module,
+    splits: Splits,
+    *,
+    pool: str,
+    num_basis: int,
+    select: Select,
+    mixing: Mixing,
+    convs: Convs,
+    selective: float,
+    prune: float,
+    entropy: float,
+) -> nn.Module:
+    SelectionSchedule(1 - selective - prune, selective, prune)  # checks them
+    checks.at_least("entropy", entropy, 0)
+    new = to_skan(model, convs=convs, pool=pool.split("/"), num_basis=num_basis, select=select, mixing=mixing)
+    return fit_grids_(new, splits.train.inputs[:256])
+
+
+def _select(
+    model: nn.Module,
+    trainer: Trainer,
+    *,
+    selective: float,
+    prune: float,
+    entropy: float,
+    **options: object,  # noqa: ARG001
+) -> SelectiveTraining:
+    optimizer = trainer.optimizer(model)
+    share = selective / (1 - prune)  # the last phase is the training that follows pruning
+    return SelectiveTraining(
+        model,
+        optimizer,
+        schedule=SelectionSchedule(1 - share, share, 0.0),
+        steps=trainer.max_steps,
+        seconds=trainer.budget.seconds,
+        entropy=entropy,
+        fabric=trainer.fabric,
+        scheduler=trainer.scheduler(optimizer),
+    )
+
+
+def _prune_families(model: nn.Module, trainer: Trainer, *, prune: float, **options: object) -> nn.Module:  # noqa: ARG001
+    make_permanent(model)
+    for layer in selectable_layers(model).values():
+        if layer.phase == "full":  # the weights of an early epoch were the best
+            layer.select_()
+    prune_(model)
+    if prune > 0:
+        # weights that another recipe has pruned are not to grow again
+        zeros = {name: weight != 0 for name, weight in prunable(model).items() if not weight.all()}
+        Mask(zeros).attach_(model)
+        trainer.fit(model, prune)
+    return make_permanent(model)
+
+
+def _prune_share(*, prune: float, **options: object) -> float:  # noqa: ARG001
+    return prune
+
+
+s_kan = Recipe(
+    name="s-kan",
+    claim="s-kan",
+    summary="KAN layers that select their functions, for all linear layers but the last, or else for convolutions.",
+    tasks=ALL_TASKS,
+    options={
+        "pool": "/".join(POOL),
+        "num_basis": 8,
+        "select": "node",
+        "mixing": "softmax",
+        "convs": "auto",
+        "selective": 0.4,
+        "prune": 0.2,
+        "entropy": 0.0,
+    },
+    build=_to_skan,
+    rule=_select,
+    finish=_prune_families,
+    finish_share=_prune_share,
+)
+
+
+def _ela(model: nn.Module, splits: Splits, *, variant: Variant, place: str) -> nn.Module:  # noqa: ARG001
+    checks.known("variant of ELA", variant, get_args(Variant))
+    places: tuple[Place, ...] = get_args(Place)
+    checks.known("place", place, ("auto", *places))
+
+    def make(channels: int) -> ELA:
+        return ELA(channels, variant, norm_groups="auto")
+
+    if place == "auto":
+        try:
+            return insert_attention(model, make, "branch_end")
+        except checks.InputError:
+            place = "norm"
+    return insert_attention(model, make, cast("Place", place))
+
+
+ela = Recipe(
+    name="ela",
+    claim="ela",
+    summary="Efficient local attention, variant T, B, S or L, at the end of every residual branch, or after every norm "
+    "of a network without blocks; place: auto, branch_end, block_end, depthwise, norm.",
+    tasks=IMAGES,
+    options={"variant": "T", "place": "auto"},
+    build=_ela,
+)
+
+
+def _af_kan(
+    model: nn.Module,
+    splits: Splits,  # noqa: ARG001
+    *,
+    grid: int,
+    order: int,
+    activation: str,
+    func: str,
+    reduction: str,
+) -> nn.Module:
+    inside = torch_blocks(model)
+    make = partial(AFKANLayer.like, grid=grid, order=order, activation=activation, func=func, reduction=reduction)
+    new = swap(model, {nn.Linear: make}, where=lambda name, _: not name.startswith(inside))
+    if not swapped(new):
+        raise checks.InputError("recipe 'af-kan' replaces linear layers; the network has none that can be replaced")
+    return new
+
+
+af_kan = Recipe(
+    name="af-kan",
+    claim="af-kan",
+    summary="KAN layers from pairs of activations, reduced by attention, for all linear layers; about the same size.",
+    tasks=ALL_TASKS,
+    options={"grid": 3, "order": 3, "activation": "silu", "func": "quad1", "reduction": "global"},
+    build=_af_kan,
+)
+
+
+__all__ = ["af_kan", "ebv", "ela", "evonorm", "gpsa", "hyperzzw", "mix_shift", "phm", "quadratic", "s_kan"]
