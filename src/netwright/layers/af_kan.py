@@ -67,8 +67,22 @@ class GlobalAttention(nn.Module):
         self.score = _Affine(functions, 1)
 
     def forward(self, features: Tensor, temperature: Tensor) -> Tensor:
-        weights: Tensor = (self.score(features).squeeze(-1) / temperature).softmax(dim=-1)
-        return features.sum(dim=-1) * weights
+        return self.of_scaled(features.mT, None, temperature)
+
+    def of_scaled(self, raw: Tensor, scale: tuple[Tensor, Tensor] | None, temperature: Tensor) -> Tensor:
+        """The same for f = (raw − low) / spread with ``scale = (low, spread)``, ``raw`` being ``(batch, K, in)``.
+
+        Both the score and the sum over k are linear in f, so that these two are scaled instead of all functions.
+        """
+        weight = self.score.weight
+        both = torch.cat([weight, torch.ones_like(weight)])
+        combined = both @ raw
+        if scale is not None:
+            low, spread = scale
+            combined = (combined - both.sum(dim=1, keepdim=True) * low) / spread
+        scores, total = combined.unbind(dim=1)
+        weights: Tensor = ((scores + self.score.bias) / temperature).softmax(dim=-1)
+        return total * weights
 
 
 class SpatialAttention(nn.Module):
@@ -274,23 +288,32 @@ class AFKANLayer(nn.Module):
 
     def features(self, input: Tensor) -> Tensor:
         """The functions of every input, brought to [0, 1]: ``(batch, in_features)`` to ``(batch, in_features, K)``."""
+        raw, scale = self._raw_features(input)
+        return (raw if scale is None else (raw - scale[0]) / scale[1]).mT
+
+    def _raw_features(self, input: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """The functions ``(batch, K, in_features)``, and what brings them to [0, 1]: their least value and spread."""
         activate = ACTIVATIONS[self.activation]
         x = input.unsqueeze(-2)
         # functions before inputs in memory, which makes all that follows faster
         low, high = self.low.unsqueeze(-1), self.high.unsqueeze(-1)
-        features = FUNCTIONS[self.func](activate(x - low), activate(high - x))
-        if self.feature_norm is not None:
-            flat = features.flatten(1 if self.feature_norm == "sample" else 0)
-            smallest, largest = flat.min(dim=-1, keepdim=True).values, flat.max(dim=-1, keepdim=True).values
-            spread = (largest - smallest).clamp_min(torch.finfo(features.dtype).tiny)
-            features = (features - smallest.unsqueeze(-1)) / spread.unsqueeze(-1)
-        return features.mT
+        raw = FUNCTIONS[self.func](activate(x - low), activate(high - x))
+        if self.feature_norm is None:
+            return raw, None
+        flat = raw.flatten(1 if self.feature_norm == "sample" else 0)
+        least, most = flat.min(dim=-1, keepdim=True).values, flat.max(dim=-1, keepdim=True).values
+        spread = (most - least).clamp_min(torch.finfo(raw.dtype).tiny)
+        return raw, (least.unsqueeze(-1), spread.unsqueeze(-1))
 
     def forward(self, input: Tensor, which: int = 0) -> Tensor:
         """Map ``(*, in_features)`` to ``(*, out_features)`` by the reduction number ``which``."""
         checks.size("input", input, -1, self.in_features)
-        features = self.features(input.reshape(-1, self.in_features))
-        reduced = self.reductions[which](features, self.temperature.clamp_min(1.0))
+        rows, temperature = input.reshape(-1, self.in_features), self.temperature.clamp_min(1.0)
+        reduction = self.reductions[which]
+        if isinstance(reduction, GlobalAttention):
+            reduced = reduction.of_scaled(*self._raw_features(rows), temperature)
+        else:
+            reduced = reduction(self.features(rows), temperature)
         active = ACTIVATIONS[self.activation](self.norm(reduced))
         output = functional.linear(active, self.weight, self.bias)
         return output.view(*input.shape[:-1], self.out_features)

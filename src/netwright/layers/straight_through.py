@@ -13,7 +13,7 @@ from torch import Tensor
 def binary_sign(input: Tensor) -> Tensor:
     """−1 where the input is negative, else +1; without a gradient."""
     # several times faster than torch.where with two numbers
-    return torch.sign(input).mul_(2).add_(1).sign_()
+    return torch.sign(input).add_(0.5).sign_()
 
 
 class _Sign(torch.autograd.Function):
