@@ -83,12 +83,12 @@ CLAIM = Claim(
         Check("size of ConViT-S", metric="parameters", arm="ConViT small", exactly=27777322),
         Check("size of ConViT-B+", metric="parameters", arm="ConViT base+", exactly=153134856),
     ),
-    note="Six layers of width 48, 200 updates, without the augmentation and the 300 epochs of the paper; at quick scale "
-    "90 updates on the digits in patches of 2×2. 'Later' are the second half of the GPSA layers. At full scale the claim "
-    "is refuted: the plain transformer is ahead by 0.01 with all data, and the gates close a little instead of opening. "
-    "Our reading: this is the very beginning of training, in which position is the better guide and gates have moved by "
-    "a hundredth; and the class token, which joins the patches in the last block, has one block to read them, where the "
-    "baseline's has six.",
+    note="Six layers of width 48, 200 updates, without the augmentation and the 300 epochs of the paper; at quick "
+    "scale 90 updates on the digits in patches of 2×2. 'Later' are the second half of the GPSA layers. At "
+    "full scale the claim is refuted: the plain transformer is ahead by 0.01 with all data, and the gates "
+    "close a little instead of opening. Our reading: this is the very beginning of training, in which "
+    "position is the better guide and gates have moved by a hundredth; and the class token, which joins the "
+    "patches in the last block, has one block to read them, where the baseline's has six.",
 )
 
 SETTINGS = Settings(optimizer="adamw", lr=1e-3, weight_decay=0.05, batch_size=64, schedule="cosine", warmup=0.1)
