@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from netwright import checks
+from netwright.layers._cache import Cache
 from netwright.layers._geometry import Size, sizes
-
-_State = tuple[tuple[Tensor, Tensor, int], ...]
 
 
 class MagnetKernel(nn.Module):
@@ -98,7 +97,7 @@ class MagnetKernel(nn.Module):
         self.output_weight = self._parameter(out_channels, hidden)
         self.output_bias = self._parameter(out_channels)
         self._sources = tuple(self._parameters)  # what is kept depends on these
-        self._kept: tuple[_State, tuple[Tensor, ...]] | None = None
+        self._cache: Cache[tuple[Tensor, ...]] = Cache()
         if type(self) is MagnetKernel:
             self.reset_parameters()
 
@@ -147,30 +146,15 @@ class MagnetKernel(nn.Module):
 
     def _keep(self) -> tuple[Tensor, ...]:
         """The result of ``_build``, kept in eval mode."""
-        if self.training or torch.compiler.is_compiling():
-            return self._build()
         sources = [getattr(self, name) for name in self._sources]
-        if any(type(source) is not nn.Parameter or source.is_inference() for source in sources):
+        if self.training or any(type(source) is not nn.Parameter for source in sources):
             return self._build()
-        if torch.is_grad_enabled() and any(source.requires_grad for source in sources):
-            return self._build()
-        if self._kept is not None and all(map(_is_same, self._kept[0], sources)):
-            return self._kept[1]
-        # a tensor made in inference mode could not be used where the gradient of the input is wanted later
-        with torch.inference_mode(False), torch.no_grad():
-            built = self._build()
-        if not any(torch._C._functorch.is_functorch_wrapped_tensor(tensor) for tensor in built):
-            self._kept = (tuple(map(_state, sources)), built)
-        return built
+        return self._cache.get(self._build, *sources)
 
     def train(self, mode: bool = True) -> Self:
         if mode:
-            self._kept = None
+            self._cache.clear()
         return super().train(mode)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # a copy counts the changes of its tensors from zero, so what is kept would not notice them
-        return {**self.__dict__, "_kept": None}
 
     def extra_repr(self) -> str:
         size = "×".join(map(str, self.size))
@@ -181,16 +165,6 @@ def full_precision(tensor: Tensor) -> AbstractContextManager[Any]:
     """Without autocast."""
     device = tensor.device.type
     return nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
-
-
-def _state(tensor: Tensor) -> tuple[Tensor, Tensor, int]:
-    """What tells whether a tensor is still the same: itself, its memory (held, so that none reuses it), its changes."""
-    return tensor, tensor.detach(), tensor._version
-
-
-def _is_same(state: tuple[Tensor, Tensor, int], tensor: Tensor) -> bool:
-    known, memory, version = state
-    return known is tensor and version == tensor._version and memory.data_ptr() == tensor.data_ptr()
 
 
 __all__ = ["MagnetKernel", "full_precision"]
