@@ -72,8 +72,26 @@ def test_what_does_not_fit() -> None:
         parse_chain("gpsa[locality_strength=0]").build(build_model("vit-tiny", splits), splits)
 
 
+FILE = """
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Linear(4, 16)
+        self.attention = nn.MultiheadAttention(16, 4, batch_first=True)
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x):
+        tokens = self.embed(nn.functional.unfold(x, 2, stride=2).transpose(1, 2))
+        return self.head((tokens + self.attention(tokens, tokens, tokens)[0]).mean(1))
+"""
+
+
 def test_combines_with_other_recipes_and_runs_through_compare(tmp_path: Path) -> None:
-    store = Store(str(tmp_path / "runs.db"))
+    (tmp_path / "net.py").write_text(FILE)
     chain = "phm[n=2]+gpsa+lottery-ticket[rounds=1]"
-    result = compare("digits", "vit-tiny", [chain], seeds=(0,), budget="4steps", store=store)
+    store = Store(str(tmp_path / "runs.db"))
+    result = compare("digits", f"{tmp_path}/net.py:Net", [chain], seeds=(0,), budget="4steps", store=store)
     assert not result.failed, [arm.failed for arm in result.arms]
