@@ -43,7 +43,8 @@ class GlobalAttention(nn.Module):
         """
         weight = self.score.weight
         both = torch.cat([weight, torch.ones_like(weight)])
-        combined = both @ raw
+        # as `both @ raw`, whose gradient would come in another layout of memory and make all before it slow
+        combined = torch.bmm(both.expand(len(raw), -1, -1), raw)
         if scale is not None:
             low, spread = scale
             combined = (combined - both.sum(dim=1, keepdim=True) * low) / spread
