@@ -54,6 +54,16 @@ def test_compare_writes_table_report_and_json(capsys: pytest.CaptureFixture[str]
     assert not re.search(r"<(script|link|img)[^>]+(src|href)=", report), "the report must not load anything"
 
 
+def test_no_column_is_lost_where_there_is_little_room(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    assert run("compare", "--data", "iris", "--model", "linear", "--try", "gradient-noise", *TINY) == 0
+    table = capsys.readouterr().out
+    for text in ("baseline", "gradient-noise", "difference", "verdict", "parameters", "train s", "±"):
+        assert text in table
+
+
 def test_json_on_standard_output_is_alone_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("compare", "--data", "iris", "--model", "linear", *TINY, "--json", "-") == 0
     captured = capsys.readouterr()

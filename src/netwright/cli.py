@@ -101,6 +101,8 @@ def compare(
 ) -> None:
     """Train your model with and without each idea, under one budget, and judge the difference."""
     _start_workers(workers)
+    from rich.measure import Measurement
+
     from netwright.bench import compare as bench
     from netwright.bench.report import check_writable, write_report
     from netwright.bench.store import Store as RunStore
@@ -141,7 +143,10 @@ def compare(
         retry_failed=retry_failed,
     )
     write_report(result, report, command=shlex.join(["netwright", *sys.argv[1:]]))
-    console.print(result.table())
+    table = result.table()
+    # a line that the terminal wraps is better than a column that is left out for want of room
+    console.width = max(console.width, Measurement.get(console, console.options.update(max_width=1000), table).maximum)
+    console.print(table)
     console.print(f"report: {report.resolve()}", soft_wrap=True, highlight=False)
     _write_json(result.to_json(), json_to)
     if result.failed:
