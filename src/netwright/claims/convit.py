@@ -88,7 +88,9 @@ CLAIM = Claim(
     "full scale the claim is refuted: the plain transformer is ahead by 0.01 with all data, and the gates "
     "close a little instead of opening. Our reading: this is the very beginning of training, in which "
     "position is the better guide and gates have moved by a hundredth; and the class token, which joins the "
-    "patches in the last block, has one block to read them, where the baseline's has six.",
+    "patches in the last block, has one block to read them, where the baseline's has six. The recipe gpsa "
+    "leaves the class token where it is, from the first block on: there the same layer gains 0.24 over plain "
+    "attention on MNIST after two epochs (see the guide's page on choosing a layer).",
 )
 
 SETTINGS = Settings(optimizer="adamw", lr=1e-3, weight_decay=0.05, batch_size=64, schedule="cosine", warmup=0.1)
