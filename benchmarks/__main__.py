@@ -30,11 +30,11 @@ def table(room: str) -> str:
 def main() -> None:
     page = PAGE.read_text(encoding="utf-8")
     for room in sys.argv[1:]:
-        marked = re.compile(f"(<!-- measured: {room} -->\n).*?(\n<!-- end -->)", re.DOTALL)
+        marked = re.compile(f"(<!-- measured: {room} -->\n).*?(<!-- end -->)", re.DOTALL)
         if not marked.search(page):
             sys.exit(f"{PAGE.name} has no place '<!-- measured: {room} -->' … '<!-- end -->' for a table")
         measured = table(room)
-        page = marked.sub(lambda found, text=measured: found[1] + text + found[2], page)
+        page = marked.sub(lambda found, text=measured: found[1] + text + "\n" + found[2], page)
         PAGE.write_text(page, encoding="utf-8")
 
 
