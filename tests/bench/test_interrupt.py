@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-COMMAND = [sys.executable, "-m", "netwright", "compare", "--data", "digits", "--budget", "4epochs", "--workers", "2"]
+COMMAND = [sys.executable, "-m", "netwright", "compare", "--data", "digits", "--budget", "16epochs", "--workers", "2"]
 
 
 def finished(store: Path) -> int:

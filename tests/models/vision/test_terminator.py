@@ -120,7 +120,7 @@ def test_kept_kernels_change_nothing() -> None:
     kept = model(x)
     nets = [module for module in model.modules() if isinstance(module, MagnetKernel)]
     assert len(nets) == 3 * 8
-    assert all(net._kept is not None for net in nets)
+    assert all(net._cache._kept is not None for net in nets)
     assert torch.equal(model(x), kept)
     for net in nets:
         net.train()
