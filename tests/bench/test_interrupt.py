@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-COMMAND = [sys.executable, "-m", "netwright", "compare", "--data", "digits", "--budget", "16epochs", "--workers", "2"]
+COMMAND = [sys.executable, "-m", "netwright", "compare", "--data", "digits", "--budget", "6epochs", "--workers", "2"]
 
 
 def finished(store: Path) -> int:
@@ -23,7 +23,14 @@ def test_control_c_keeps_finished_cells_and_the_same_command_goes_on(tmp_path: P
     environment = os.environ | {"COLUMNS": "120"}
     command = [*COMMAND, "--seeds", "8"]
     first = subprocess.Popen(
-        command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True
+        command,
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment,
+        text=True,
+        # what a shell starts in the background, these tests for instance, has Ctrl-C switched off, and so its children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
     while finished(store) == 0 and first.poll() is None and time.monotonic() < deadline:
