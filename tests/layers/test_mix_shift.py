@@ -14,7 +14,8 @@ from torch.autograd import gradcheck
 
 from netwright.compression.masks import Mask, prunable
 from netwright.cost import count_macs, count_params
-from netwright.layers.mix_shift import MixShift, mix_shift_like, receptive_field, to_mix_shift
+from netwright.layers.mix_shift import MixShift, receptive_field
+from netwright.layers.mix_shift_conv import mix_shift_like, to_mix_shift
 from netwright.surgery import swapped
 
 DOUBLE = torch.float64

@@ -26,8 +26,8 @@ CLAIM = Claim(
     parts=(
         "layers.mix_shift.MixShift",
         "layers.mix_shift.receptive_field",
-        "layers.mix_shift.mix_shift_like",
-        "layers.mix_shift.to_mix_shift",
+        "layers.mix_shift_conv.mix_shift_like",
+        "layers.mix_shift_conv.to_mix_shift",
         "models.vision.ms_mlp.MixShiftBlock",
         "models.vision.ms_mlp.MSMLP",
         "models.vision.ms_mlp.ms_mlp",

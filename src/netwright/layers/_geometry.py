@@ -70,4 +70,17 @@ def padding_sides(
     return tuple(side for total in totals for side in (total // 2, total - total // 2))
 
 
-__all__ = ["Size", "conv_arguments", "linear_arguments", "padding_sides", "sizes"]
+def keeps_places(conv: nn.Conv2d) -> bool:
+    """Whether output pixel (i, j) of an undilated convolution of 3×3 or more is centred at (stride·i, stride·j)."""
+    centred = conv.padding == "same" or (
+        all(k % 2 for k in conv.kernel_size) and conv.padding == tuple(k // 2 for k in conv.kernel_size)
+    )
+    return centred and conv.dilation == (1, 1) and min(conv.kernel_size) >= 3 and conv.padding_mode == "zeros"
+
+
+def is_depthwise(conv: nn.Conv2d) -> bool:
+    """Whether each channel is convolved for itself."""
+    return conv.groups == conv.in_channels == conv.out_channels
+
+
+__all__ = ["Size", "conv_arguments", "is_depthwise", "keeps_places", "linear_arguments", "padding_sides", "sizes"]

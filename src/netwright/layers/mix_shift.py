@@ -1,10 +1,10 @@
 """Mix-Shift (Zheng et al. 2022, arXiv:2202.06510): shifted copies, each mixed by a window that grows with the shift.
 
-:class:`MixShift` is the layer, :func:`receptive_field` the map of what it sees, :func:`to_mix_shift` puts it into a
-whole network in place of its spatial convolutions.
+:class:`MixShift` is the layer, :func:`receptive_field` the map of what it sees.
+:mod:`netwright.layers.mix_shift_conv` puts it in the place of convolutions.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Self
 
 import torch
@@ -13,8 +13,7 @@ from torch.nn import functional
 
 from netwright import checks
 from netwright.layers._cache import Cache
-from netwright.layers._geometry import conv_arguments
-from netwright.surgery import input_shapes, swap, swapped
+from netwright.layers._geometry import is_depthwise, keeps_places
 
 SHIFTS = (-2, -1, 0, 1, 2)
 KERNELS = (1, 1, 3, 5, 7)
@@ -101,21 +100,22 @@ class MixShift(nn.Module):
     def like(cls, conv: nn.Conv2d, shifts: Sequence[int] = SHIFTS, kernels: Sequence[int] = KERNELS) -> Self:
         """Replace a depth-wise convolution that keeps the size of the map: its bias and the power of its kernels.
 
-        :func:`mix_shift_like` replaces any convolution.
+        :func:`netwright.layers.mix_shift_conv.mix_shift_like` replaces any convolution.
 
         Raises:
             InputError: If ``conv`` is not depth-wise, or changes the size of the map.
         """
-        if not (_keeps_places(conv) and _is_depthwise(conv) and conv.stride == (1, 1)):
+        if not (keeps_places(conv) and is_depthwise(conv) and conv.stride == (1, 1)):
             checks.fail("conv must be depth-wise, undilated and keep the size of the map", conv)
-        return cls._like_depthwise(conv, shifts, kernels)
+        return cls.like_depthwise(conv, shifts, kernels)
 
     @classmethod
-    def _like_depthwise(cls, conv: nn.Conv2d, shifts: Sequence[int], kernels: Sequence[int]) -> Self:
+    def like_depthwise(cls, conv: nn.Conv2d, shifts: Sequence[int], kernels: Sequence[int]) -> Self:
+        """As :meth:`like`, for a convolution that may have a stride, which the new layer has not."""
         place = conv.weight
         new = cls(conv.in_channels, shifts, kernels, conv.bias is not None, device=place.device, dtype=place.dtype)
         with torch.no_grad():
-            factor = (_power(conv.weight) / new._power()).sqrt()
+            factor = (weight_power(conv.weight) / new.power()).sqrt()
             for weight in (*new.horizontal, *new.vertical):
                 weight.mul_(factor)
         new.requires_grad_(conv.weight.requires_grad)
@@ -209,7 +209,7 @@ class MixShift(nn.Module):
                     if part is not None:
                         part.uniform_(-1 / kernel, 1 / kernel)
 
-    def _power(self) -> Tensor:
+    def power(self) -> Tensor:
         """Mean over the channels of the sum of squares of their kernels: what white noise is amplified by."""
         return torch.stack([weight.square().sum() for weight in (*self.horizontal, *self.vertical)]).sum() / self.dim
 
@@ -254,108 +254,6 @@ def receptive_field(layer: MixShift) -> Tensor:
         seen[moved : moved + kernel, still : still + kernel] = True
         field += size * seen
     return field
-
-
-def mix_shift_like(
-    conv: nn.Conv2d, shifts: Sequence[int] = SHIFTS, kernels: Sequence[int] = KERNELS
-) -> MixShift | nn.Sequential:
-    """Replace a convolution: Mix-Shift over its input channels, then a 1×1 convolution that has its stride and groups.
-
-    For a depth-wise convolution there is nothing but Mix-Shift, and a selection of pixels if it has a stride. Signals
-    keep their size: the new weights have the power of the old ones. The bias is taken over.
-
-    Args:
-        conv: Undilated, padded with zeros so that pixels keep their places, at least 3×3.
-        shifts: See :class:`MixShift`.
-        kernels: See :class:`MixShift`.
-
-    Raises:
-        InputError: If ``conv`` is another convolution, or has fewer input channels than there are chunks.
-
-    Example:
-        >>> mix_shift_like(nn.Conv2d(16, 32, 3, stride=2, padding=1))
-        Sequential(
-          (0): MixShift(16, shifts=(-2, -1, 0, 1, 2), kernels=(1, 1, 3, 5, 7), bias=False)
-          (1): Conv2d(16, 32, kernel_size=(1, 1), stride=(2, 2))
-        )
-    """
-    if not _keeps_places(conv):
-        checks.fail("conv must be undilated, at least 3×3 and padded with zeros to keep pixels at their places", conv)
-    if _is_depthwise(conv):
-        mix = MixShift._like_depthwise(conv, shifts, kernels)
-        # pooling over one pixel selects pixels as the stride did
-        return mix if conv.stride == (1, 1) else nn.Sequential(mix, nn.MaxPool2d(1, conv.stride))
-    place = conv.weight
-    mix = MixShift(conv.in_channels, shifts, kernels, bias=False, device=place.device, dtype=place.dtype)
-    point = nn.Conv2d(**{**conv_arguments(conv), "kernel_size": 1, "padding": 0})
-    with torch.no_grad():
-        power = _power(conv.weight) / conv.weight.shape[1] / mix._power()
-        point.weight.uniform_(-1, 1).mul_((3 * power).sqrt())
-        if point.bias is not None and conv.bias is not None:
-            point.bias.copy_(conv.bias)
-    mix.requires_grad_(conv.weight.requires_grad)
-    point.weight.requires_grad_(conv.weight.requires_grad)
-    if point.bias is not None and conv.bias is not None:
-        point.bias.requires_grad_(conv.bias.requires_grad)
-    return nn.Sequential(mix, point)
-
-
-def to_mix_shift(
-    model: nn.Module,
-    example: Tensor,
-    shifts: Sequence[int] = SHIFTS,
-    kernels: Sequence[int] = KERNELS,
-    *,
-    fit: bool = False,
-    where: Callable[[str, nn.Module], bool] | None = None,
-) -> nn.Module:
-    """A copy of ``model`` with Mix-Shift for every spatial convolution that keeps pixels at their places.
-
-    These are undilated, at least 3×3, and padded with zeros by half of their size; they may have a stride. Convolutions
-    with fewer input channels than chunks stay, such as the stem, and those that the example does not reach.
-
-    Args:
-        model: Any module.
-        example: An input of the model; from it the sizes of the maps are read.
-        shifts: See :class:`MixShift`.
-        kernels: See :class:`MixShift`.
-        fit: Whether a layer whose map is not larger than a shift gets the largest shift that fits; if not, that is an
-            error.
-        where: Which of these convolutions to replace; all, if not given. See :func:`netwright.surgery.swap`.
-
-    Raises:
-        InputError: If no convolution can be replaced, or a shift does not fit a map.
-
-    Example:
-        >>> model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1, groups=8))
-        >>> to_mix_shift(model, torch.zeros(1, 1, 8, 8))[2]
-        MixShift(8, shifts=(-2, -1, 0, 1, 2), kernels=(1, 1, 3, 5, 7), bias=True)
-    """
-    check_windows(shifts, kernels)
-    maps = {name: (shape[-2], shape[-1]) for name, shape in input_shapes(model, example, nn.Conv2d).items()}
-    limits: dict[nn.Module, int] = {}
-
-    def takes(name: str, conv: nn.Module) -> bool:
-        if not isinstance(conv, nn.Conv2d) or not _keeps_places(conv) or conv.in_channels < len(shifts):
-            return False
-        if name not in maps or not (where is None or where(name, conv)):
-            return False
-        if not fit:
-            check_map(shifts, maps[name], f"the map of layer {name!r}")
-        limits[conv] = min(maps[name]) - 1
-        return True
-
-    def make(conv: nn.Conv2d) -> nn.Module:
-        limit = limits[conv]
-        return mix_shift_like(conv, [max(-limit, min(limit, shift)) for shift in shifts], kernels)
-
-    new = swap(model, {nn.Conv2d: make}, takes)
-    if not swapped(new):
-        raise checks.InputError(
-            "found no undilated convolution of 3×3 or more, padded to keep the size of the map, with at least "
-            f"{len(shifts)} input channels, got a {type(model).__name__}"
-        )
-    return new
 
 
 def check_windows(shifts: Sequence[int], kernels: Sequence[int]) -> None:
@@ -412,19 +310,7 @@ def _repair_edges_(mixed: Tensor, input: Tensor, weight: Tensor, shift: int, dim
             mixed.narrow(dim, first, last - first).add_(part, alpha=sign)
 
 
-def _keeps_places(conv: nn.Conv2d) -> bool:
-    """Whether output pixel (i, j) of an undilated convolution of 3×3 or more is centred at (stride·i, stride·j)."""
-    centred = conv.padding == "same" or (
-        all(k % 2 for k in conv.kernel_size) and conv.padding == tuple(k // 2 for k in conv.kernel_size)
-    )
-    return centred and conv.dilation == (1, 1) and min(conv.kernel_size) >= 3 and conv.padding_mode == "zeros"
-
-
-def _is_depthwise(conv: nn.Conv2d) -> bool:
-    return conv.groups == conv.in_channels == conv.out_channels
-
-
-def _power(weight: Tensor) -> Tensor:
+def weight_power(weight: Tensor) -> Tensor:
     """Mean over the output channels of the sum of squares of their weights."""
     return weight.square().flatten(1).sum(1).mean()
 
@@ -435,7 +321,6 @@ __all__ = [
     "MixShift",
     "check_map",
     "check_windows",
-    "mix_shift_like",
     "receptive_field",
-    "to_mix_shift",
+    "weight_power",
 ]

@@ -17,7 +17,7 @@ from netwright.layers.equiangular import generate_ebv, replace_classifier
 from netwright.layers.evonorm import Kind, replace_norm_act
 from netwright.layers.gpsa import GPSA
 from netwright.layers.hypercomplex import to_hypercomplex
-from netwright.layers.mix_shift import to_mix_shift
+from netwright.layers.mix_shift_conv import to_mix_shift
 from netwright.layers.quadratic import Form, quadraticize
 from netwright.layers.selectable_kan import POOL, Convs, Mixing, Select, fit_grids_, selectable_layers, to_skan
 from netwright.models.vision.ms_mlp import STAGE_KERNELS
