@@ -68,11 +68,11 @@ CLAIM = Claim(
         Check("size of ELA-B in ResNet-50", metric="added parameters", arm="ResNet-50 + ELA-B", exactly=135936),
     ),
     note="A residual network of 8 layers, 16 to 64 channels wide, on CIFAR-10 pictures 16 pixels wide (digits at "
-    "quick scale), instead of ResNet-18 and 50 on ImageNet. The share of the activation map is that of its "
-    "positive part for the true class; digits are pasted onto pieces of two photographs. It is refuted where "
-    "batches are of 4: both kinds of gates lose to none there. Our reading: the gates start at about 1/4 and "
-    "shrink every branch, which costs updates that a short training does not have. That ELA looks at the "
-    "object more, and does not lose to coordinate attention, holds at full scale.",
+    "quick scale), instead of ResNet-18 and 50 on ImageNet; batches of 64 stand for large ones. The share of "
+    "the activation map is that of its positive part for the true class; digits are pasted onto pieces of two "
+    "photographs. It is refuted where batches are of 4: both kinds of gates lose to none there. Our reading: "
+    "the gates start at about 1/4 and shrink every branch, which costs updates that a short training does not "
+    "have. That ELA looks at the object more, and does not lose to coordinate attention, holds at full scale.",
 )
 
 SETTINGS = Settings(optimizer="sgd", lr=0.1, momentum=0.9, weight_decay=5e-4, batch_size=64, schedule="cosine")
