@@ -177,7 +177,7 @@ def check_writable(folder: Path) -> None:
 def describe(result: ClaimResult) -> str:
     """The verdicts on a claim and its checks, as text with rich's markup for a terminal of any width."""
     seeds = f"{len(result.seeds)} seed{'' if len(result.seeds) == 1 else 's'}"
-    heading = f"[bold]{result.claim.slug}[/] ({result.scale}, {seeds}, {result.seconds:.0f} s)"
+    heading = f"[bold]{result.claim.slug}[/] ({result.scale}, {seeds}, {result.seconds:.0f} s of computing)"
     if result.verdict is not None:
         heading += f": [bold]{_coloured(result.verdict)}[/]"
     lines = [heading]
