@@ -1,0 +1,1 @@
+"""What a given network is like: similarity, collapse, dimension, landscape, complexity, features."""

@@ -1,0 +1,1 @@
+"""What theory predicts: criticality, learning curves, sample complexity, phase diagrams."""

@@ -1,0 +1,1 @@
+"""Specifications, soundness of verifiers, attacks."""
