@@ -104,7 +104,8 @@ def compare(
     from rich.measure import Measurement
 
     from netwright.bench import compare as bench
-    from netwright.bench.report import check_writable, write_report
+    from netwright.bench.pages import check_writable
+    from netwright.bench.report import write_report
     from netwright.bench.store import Store as RunStore
     from netwright.training import Budget, Settings
 
