@@ -1,11 +1,13 @@
 """Recipes that change how a network learns."""
 
+import torch
 from torch import nn
 
-from netwright.data.splits import ALL_TASKS
+from netwright.data.splits import ALL_TASKS, Splits
 from netwright.recipes import Recipe
 from netwright.training import Backprop, Trainer
 from netwright.training.gradient_noise import GradientNoise
+from netwright.training.subspace import Projection, SubspaceModel
 
 
 def _gradient_noise(model: nn.Module, trainer: Trainer, *, eta: float, gamma: float) -> Backprop:
@@ -20,4 +22,19 @@ gradient_noise = Recipe(
     tasks=ALL_TASKS,
     options={"eta": 0.01, "gamma": 0.55},  # the mildest of the paper's three: others can drown a small gradient
     rule=_gradient_noise,
+)
+
+
+def _subspace(model: nn.Module, splits: Splits, *, dim: int, projection: Projection) -> nn.Module:  # noqa: ARG001
+    # every run has a subspace of its own
+    return SubspaceModel(model, dim, projection, seed=int(torch.randint(2**31, ())))
+
+
+subspace = Recipe(
+    name="subspace",
+    claim="intrinsic-dimension",
+    summary="Train in a random subspace: dim numbers steer all parameters. To be put last among what changes layers.",
+    tasks=ALL_TASKS,
+    options={"dim": 750, "projection": "fastfood"},  # the paper's number for MNIST by a fully connected network
+    build=_subspace,
 )
