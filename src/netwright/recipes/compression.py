@@ -9,10 +9,12 @@ from torch import Tensor, nn
 
 from netwright import checks
 from netwright.compression.binary import to_biper
+from netwright.compression.channels import channel_graph
+from netwright.compression.feature_merging import iterative_feature_merging, mergeable
 from netwright.compression.lottery import Scope, fractions_for, magnitude_mask
 from netwright.compression.masks import Mask, make_permanent, prunable
 from netwright.compression.random_pruning import random_prune, scoring_batch
-from netwright.data.splits import ALL_TASKS, Splits
+from netwright.data.splits import ALL_TASKS, IMAGES, TABLES, Splits
 from netwright.layers.biper import set_stage
 from netwright.recipes import Recipe
 from netwright.training import Trainer
@@ -62,7 +64,10 @@ def _lottery_ticket(model: nn.Module, trainer: Trainer, *, density: float, round
 def _is_same_network(initial: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> bool:
     """Whether the weights of ``initial`` make the same network, and its layers are in the state they were in."""
     return initial.keys() == now.keys() and all(
-        torch.equal(initial[name], now[name]) for name in now if name.endswith("_extra_state")
+        torch.equal(initial[name], now[name])
+        if name.endswith("_extra_state")
+        else initial[name].shape == now[name].shape
+        for name in now
     )
 
 
@@ -113,4 +118,29 @@ biper = Recipe(
     build=_to_biper,
     finish=_second_stage,
     finish_share=_second_share,
+)
+
+
+def _check_mergeable(model: nn.Module, splits: Splits, *, beta: float, max_ratio: float) -> nn.Module:
+    """Find out before training, not after it, whether there will be anything to merge."""
+    checks.between("option 'beta' of recipe 'feature-merging'", beta, 0, 1)
+    checks.between("option 'max_ratio' of recipe 'feature-merging'", max_ratio, 0, 1, open_low=True)
+    mergeable(channel_graph(make_permanent(copy.deepcopy(model)), splits.train.inputs[:1]))
+    return model
+
+
+def _feature_merging(model: nn.Module, trainer: Trainer, *, beta: float, max_ratio: float) -> nn.Module:
+    # masks of a recipe that comes later in the chain are no part of the network
+    model = make_permanent(copy.deepcopy(model))
+    return iterative_feature_merging(model, beta, max_ratio, example_input=trainer.splits.train.inputs[:1]).model
+
+
+feature_merging = Recipe(
+    name="feature-merging",
+    claim="iterative-feature-merging",
+    summary="Merge channels with nearly the same weights after training, without training again.",
+    tasks=IMAGES | TABLES,
+    options={"beta": 0.1, "max_ratio": 1.0},
+    build=_check_mergeable,
+    finish=_feature_merging,
 )
