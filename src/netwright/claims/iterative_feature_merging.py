@@ -21,8 +21,8 @@ CLAIM = Claim(
     arxiv="2310.06756",
     year=2024,
     room="compression",
-    says="Channels of a trained network that have nearly the same weights merge without data and without training, with "
-    "less loss than removing as many; the wider the network, the larger the part that merges.",
+    says="Channels of a trained network that have nearly the same weights merge without data and without training, and "
+    "lose less than by removal; the wider the network, the larger the part that merges.",
     parts=(
         "compression.feature_merging.iterative_feature_merging",
         "compression.feature_merging.feature_complexity",
