@@ -12,7 +12,8 @@ from rich.table import Table
 
 from netwright import checks
 from netwright.bench.arm import Study, build_arm, run_arm
-from netwright.bench.runner import Executor, LocalExecutor, run_cells
+from netwright.bench.local import local_executor
+from netwright.bench.runner import Executor, run_cells
 from netwright.bench.stats import ArmComparison, Difference, Summary, compare_arms, summarise
 from netwright.bench.store import Outcome, Store
 from netwright.data import Task
@@ -191,7 +192,7 @@ def compare(
         accelerator=accelerator,
         precision=precision,
     )
-    executor = executor or LocalExecutor(workers)
+    executor = executor or local_executor(workers)
     seeds = tuple(seeds)
     if not seeds:
         raise checks.InputError("a comparison needs at least one seed, got none")

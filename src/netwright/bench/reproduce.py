@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from netwright import checks
-from netwright.bench.runner import Executor, LocalExecutor, run_cells
+from netwright.bench.local import local_executor
+from netwright.bench.runner import Executor, run_cells
 from netwright.bench.source import code_digest
 from netwright.bench.stats import CheckResult, Verdict, judge, judge_claim
 from netwright.bench.store import Cell, Store
@@ -121,7 +122,7 @@ def reproduce(
     if not chosen:
         raise checks.InputError("a claim needs at least one seed, got none")
     store = store or Store()
-    executor = executor or LocalExecutor(workers)
+    executor = executor or local_executor(workers)
     results = []
     for slug in dict.fromkeys(slugs):
         code = code_digest(f"netwright.claims.{slug.replace('-', '_')}")
