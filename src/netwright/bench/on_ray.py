@@ -1,12 +1,17 @@
 """Executor on Ray: the same cells as tasks of an existing cluster, or of a local one that is started and stopped."""
 
 import logging
+import os
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from netwright import checks
 from netwright.bench.runner import Work, WorkerDied, attempt
 from netwright.bench.store import Cell, Outcome
+
+_LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 
 class RayTasks:
@@ -35,6 +40,9 @@ class RayTasks:
     ) -> None:
         checks.positive("cpus", cpus)
         checks.at_least("gpus", gpus, 0)
+        if address is None:
+            # read when ray is imported: a cluster of this machine alone, on its loopback interface
+            os.environ[_LOOPBACK] = "0"
         try:
             import ray
         except ModuleNotFoundError as error:
@@ -64,12 +72,13 @@ class RayTasks:
                 f"{cpus:g} and {gpus:g}"
             )
         # the runner itself decides about cells that are to be run again
+        self._folder = str(Path.cwd())
         self._task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(_attempt_on_ray)
         self._running: dict[Any, Cell] = {}
 
     def submit(self, cell: Cell, work: Work) -> None:
         """Start a cell on the cluster."""
-        self._running[self._task.remote(work, cell.config, self.time_limit)] = cell
+        self._running[self._task.remote(work, cell.config, self._folder, self.time_limit)] = cell
 
     def wait(self, seconds: float) -> list[tuple[Cell, Outcome | WorkerDied]]:
         """Cells that have finished, or whose worker died."""
@@ -93,13 +102,16 @@ class RayTasks:
         except (errors.WorkerCrashedError, errors.NodeDiedError, errors.OutOfMemoryError) as error:
             return cell, WorkerDied(f"its worker on Ray died ({type(error).__name__})")
         except errors.RayError as error:
-            return cell, Outcome("failed", {}, f"{type(error).__name__}: {str(error).splitlines()[0]}")
+            return cell, Outcome("failed", {}, f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}")
         return cell, outcome
 
 
-def _attempt_on_ray(work: Work, config: Mapping[str, Any], time_limit: float | None) -> Outcome:
+def _attempt_on_ray(work: Work, config: Mapping[str, Any], folder: str, time_limit: float | None) -> Outcome:
     import torch
 
+    # files are named as the user named them; on another machine they are in the same place, or not found
+    with suppress(OSError):
+        os.chdir(folder)
     torch.set_num_threads(1)
     if time_limit is None:
         return attempt(work, config)

@@ -125,7 +125,9 @@ class Store:
             self.name = parsed.render_as_string() if "://" in str(url) else self.name  # without the password
             if parsed.drivername in ("postgresql", "postgres"):
                 parsed = parsed.set(drivername="postgresql+psycopg")
-            self.engine = sa.create_engine(parsed, pool_pre_ping=True)
+            # a server's connection is made for each transaction: it may restart, and this process may fork
+            pool = None if parsed.get_backend_name() == "sqlite" else sa.NullPool
+            self.engine = sa.create_engine(parsed, poolclass=pool)
             if self.engine.dialect.name == "sqlite":
                 sa.event.listen(self.engine, "connect", _configure_sqlite)
                 sa.event.listen(self.engine, "begin", _begin_immediately)
@@ -286,7 +288,7 @@ class Store:
             except sa.exc.DBAPIError as error:
                 waited = time.monotonic() - start
                 if not _may_come_back(error) or waited + pause > self.patience:
-                    tried = f", asked for {waited:.0f} s" if waited > 1 else ""
+                    tried = f" (asked for {waited:.0f} s)" if _may_come_back(error) else ""
                     raise StoreLost(
                         f"the store {self.name} cannot be used any more: {_reason(error)}{tried}; what was finished "
                         "before is kept in it: mend it and run the same command to go on"
