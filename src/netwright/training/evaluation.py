@@ -34,7 +34,11 @@ def evaluate(model: nn.Module, split: Split, *, batch_size: int = 1024) -> dict[
 
     The model is run in eval mode and left in the mode it was in.
     """
-    outputs = predict(model, split.inputs, batch_size=batch_size)
+    return score(predict(model, split.inputs, batch_size=batch_size), split)
+
+
+def score(outputs: Tensor, split: Split) -> dict[str, float]:
+    """As :func:`evaluate`, of the outputs ``(samples, outputs)`` that a model gave for a part of the data."""
     targets = split.targets.to(outputs.device)
     if not split.is_classification:
         checks.size("output of the model", outputs, -1, targets.shape[-1])
@@ -99,4 +103,4 @@ def calibration_error(probabilities: Tensor, targets: Tensor, bins: int = 15) ->
     ).abs().sum().item() / len(targets)
 
 
-__all__ = ["METRICS", "calibration_error", "evaluate", "noise_robustness", "predict"]
+__all__ = ["METRICS", "calibration_error", "evaluate", "noise_robustness", "predict", "score"]
