@@ -36,7 +36,20 @@ Json = Annotated[
     str | None, typer.Option("--json", metavar="FILE|-", help="Write the result as JSON; - for standard output.")
 ]
 Store = Annotated[str, typer.Option(help="Where finished runs are kept: a file, or a database URL.")]
-Workers = Annotated[int, typer.Option(help="Processes side by side. [default: number of cores]", show_default=False)]
+Workers = Annotated[
+    str,
+    typer.Option(
+        metavar="N|ray", help="Processes side by side, or Ray. [default: number of cores]", show_default=False
+    ),
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(help="Of a Ray cluster; without it one is started on this machine, for this machine alone."),
+]
+CellCpus = Annotated[float, typer.Option(help="Cores that a cell takes on Ray.")]
+CellGpus = Annotated[float, typer.Option(help="GPUs that a cell takes on Ray; 0.25 lets four share one.")]
+TimeLimit = Annotated[str | None, typer.Option(help="Stop a cell after this time: 90s, 10min.")]
+MemoryLimit = Annotated[str | None, typer.Option(help="Memory that a local worker may use: 4GB.")]
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Run again what failed before.")]
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -95,7 +108,14 @@ def compare(
     noise: Annotated[float, typer.Option(help="Input noise of the robustness metric, in standard deviations.")] = 0.5,
     accelerator: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "cpu",
     precision: Annotated[str, typer.Option(help="32-true, bf16-mixed, 16-mixed or 64-true.")] = "32-true",
-    workers: Workers = CORES,
+    devices: Annotated[int, typer.Option(help="Devices that one cell is spread over.")] = 1,
+    strategy: Annotated[str, typer.Option(help="How a cell is spread over devices: auto, ddp or fsdp.")] = "auto",
+    workers: Workers = str(CORES),
+    ray_address: RayAddress = None,
+    cell_cpus: CellCpus = 1.0,
+    cell_gpus: CellGpus = 0.0,
+    time_limit: TimeLimit = None,
+    memory_limit: MemoryLimit = None,
     store: Store = ".netwright/runs.db",
     report: Annotated[Path, typer.Option(help="Where the report is written.")] = Path("netwright-compare.html"),
     json_to: Json = None,
@@ -106,11 +126,20 @@ def compare(
     from rich.measure import Measurement
 
     from netwright.bench import compare as bench
+    from netwright.bench.executors import executor_maker
     from netwright.bench.pages import check_writable
     from netwright.bench.report import write_report
     from netwright.bench.store import Store as RunStore
     from netwright.training import Budget, Settings
 
+    make_executor = executor_maker(
+        workers,
+        ray_address=ray_address,
+        cpus=cell_cpus,
+        gpus=cell_gpus,
+        time_limit=time_limit,
+        memory_limit=memory_limit,
+    )
     console = _console(json_to)
     check_writable(report)
     options = {
@@ -140,7 +169,9 @@ def compare(
         noise=noise,
         accelerator=accelerator,
         precision=precision,
-        workers=workers,
+        devices=devices,
+        strategy=strategy,
+        executor=make_executor,
         store=RunStore(store),
         console=console,
         retry_failed=retry_failed,
@@ -171,7 +202,12 @@ def reproduce(
         str | None, typer.Option(help="How many seeds, or a range A:B of your own. [default: 5]", show_default=False)
     ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    workers: Workers = CORES,
+    workers: Workers = str(CORES),
+    ray_address: RayAddress = None,
+    cell_cpus: CellCpus = 1.0,
+    cell_gpus: CellGpus = 0.0,
+    time_limit: TimeLimit = None,
+    memory_limit: MemoryLimit = None,
     store: Store = ".netwright/runs.db",
     out: Annotated[Path | None, typer.Option(help="Folder to write the evidence to, one JSON file a claim.")] = None,
     json_to: Json = None,
@@ -180,9 +216,18 @@ def reproduce(
     """Re-run the small experiments behind the papers' claims, and judge them."""
     _start_workers(workers)
     from netwright.bench import reproduce as bench
+    from netwright.bench.executors import executor_maker
     from netwright.bench.store import Store as RunStore
     from netwright.claims import read_claims
 
+    make_executor = executor_maker(
+        workers,
+        ray_address=ray_address,
+        cpus=cell_cpus,
+        gpus=cell_gpus,
+        time_limit=time_limit,
+        memory_limit=memory_limit,
+    )
     claims = read_claims()
     if room is not None:
         checks.known("room", room, {claim.room for claim in claims.values()})
@@ -206,7 +251,7 @@ def reproduce(
         scale=scale,  # type: ignore[arg-type]  # checked there
         seeds=None if seeds is None else _parse_seeds(seeds),
         device=device,
-        workers=workers,
+        executor=make_executor,
         store=RunStore(store),
         console=console,
         retry_failed=retry_failed,
@@ -391,9 +436,9 @@ def _exit(error: Exception, code: int, hint: str = "") -> None:
     raise SystemExit(code)
 
 
-def _start_workers(workers: int) -> None:
+def _start_workers(workers: str) -> None:
     """Let what the workers need be imported beside what this process needs."""
-    if workers > 1:
+    if workers.isdigit() and int(workers) > 1:
         from netwright.bench.processes import worker_context
 
         worker_context()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from netwright import cost
+from netwright.bench.distributed import run_distributed
 from netwright.bench.source import code_digest
 from netwright.bench.store import Cell
 from netwright.data import Splits, fingerprint, load
@@ -45,6 +46,8 @@ class Study:
         noise: Standard deviation of the input noise (inputs have standard deviation 1) under which the model is tested.
         accelerator: Fabric's name of the device.
         precision: Fabric's name of the precision.
+        devices: How many devices a cell is spread over.
+        strategy: Fabric's name of how: ``"auto"``, ``"ddp"`` or ``"fsdp"``.
     """
 
     data: str
@@ -56,6 +59,8 @@ class Study:
     noise: float = 0.5
     accelerator: str = "cpu"
     precision: str = "32-true"
+    devices: int = 1
+    strategy: str = "auto"
 
     @property
     def name(self) -> str:
@@ -107,6 +112,8 @@ def run_arm(config: Mapping[str, Any]) -> dict[str, Any]:
         ``metrics`` on the test part, ``costs``, and the ``curve`` of every evaluation during training.
     """
     study, seed = Study.of_config(config), int(config["seed"])
+    if study.devices > 1 and not torch.distributed.is_initialized():
+        return run_distributed(config)
     chain = parse_chain(config["chain"])
     model, splits = build_arm(study, chain, seed)
     trainer = Trainer(
@@ -114,7 +121,9 @@ def run_arm(config: Mapping[str, Any]) -> dict[str, Any]:
         budget=study.budget,
         settings=study.settings,
         seed=seed,
-        fabric=make_fabric(study.accelerator, precision=study.precision),
+        fabric=make_fabric(
+            study.accelerator, devices=study.devices, precision=study.precision, strategy=study.strategy
+        ),
         make_rule=chain.make_rule,
         patience=study.patience,
         initial_state=copy.deepcopy(model.state_dict()),

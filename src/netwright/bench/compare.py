@@ -1,5 +1,6 @@
 """Compare ideas on the user's own model and data: same budget, paired seeds, corrected statistics."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
@@ -12,15 +13,17 @@ from rich.table import Table
 
 from netwright import checks
 from netwright.bench.arm import Study, build_arm, run_arm
+from netwright.bench.executors import MakeExecutor
 from netwright.bench.local import local_executor
-from netwright.bench.runner import Executor, run_cells
+from netwright.bench.runner import run_cells
 from netwright.bench.stats import ArmComparison, Difference, Summary, compare_arms, summarise
-from netwright.bench.store import Outcome, Store
+from netwright.bench.store import Cell, Outcome, Store
 from netwright.data import Task
 from netwright.recipes import parse_chain
 from netwright.training import METRICS, Budget, Settings
 
 BASELINE = "baseline"
+STRATEGIES = ("auto", "ddp", "fsdp")
 COSTS = {
     "parameters": "parameters",
     "nonzero": "parameters that are not zero",
@@ -144,8 +147,10 @@ def compare(
     noise: float = 0.5,
     accelerator: str = "cpu",
     precision: str = "32-true",
+    devices: int = 1,
+    strategy: str = "auto",
     workers: int = 1,
-    executor: Executor | None = None,
+    executor: MakeExecutor | None = None,
     store: Store | None = None,
     console: Console | None = None,
     retry_failed: bool = False,
@@ -165,8 +170,10 @@ def compare(
         noise: Standard deviation of the input noise of the robustness metric.
         accelerator: Fabric's name of the device.
         precision: Fabric's name of the precision.
+        devices: How many devices a cell is spread over.
+        strategy: Fabric's name of how: ``"auto"``, ``"ddp"`` or ``"fsdp"``.
         workers: Processes side by side.
-        executor: Where cells run instead; local processes if not given.
+        executor: Makes what runs the cells instead of local processes.
         store: Where finished cells are kept; ``.netwright/runs.db`` if not given.
         console: Where progress is shown; nowhere if not given.
         retry_failed: Run cells again that failed before.
@@ -191,8 +198,12 @@ def compare(
         noise=noise,
         accelerator=accelerator,
         precision=precision,
+        devices=devices,
+        strategy=strategy,
     )
-    executor = executor or local_executor(workers)
+    checks.at_least("workers", workers, 1)
+    checks.at_least("devices", devices, 1)
+    checks.known("strategy", strategy, STRATEGIES)
     seeds = tuple(seeds)
     if not seeds:
         raise checks.InputError("a comparison needs at least one seed, got none")
@@ -206,16 +217,47 @@ def compare(
 
     cells = {(arm, seed): study.cell(chain, seed) for seed in seeds for arm, chain in arms.items()}
     own_store = store or Store()
+    distinct = list({cell.key: cell for cell in cells.values()}.values())
+    if console is not None:
+        for line in changes_since(own_store, distinct):
+            console.print(line, soft_wrap=True, highlight=False)
     outcomes = run_cells(
-        list({cell.key: cell for cell in cells.values()}.values()),
+        distinct,
         run_arm,
         own_store,
-        executor,
+        executor() if executor is not None else local_executor(workers),
         console=console,
         retry_failed=retry_failed,
     )
     by_arm = {arm: {seed: outcomes[cells[arm, seed].key] for seed in seeds} for arm in arms}
     return Comparison(study, seeds, metric, _summarise_arms(by_arm))
+
+
+def changes_since(store: Store, cells: Sequence[Cell]) -> list[str]:
+    """What has changed since cells of this study were run that would else count; a line for each kind of change."""
+    finished = store.find(cells)
+    wanted = {_apart_from_files(cell.config): cell.config for cell in cells if cell.key not in finished}
+    if not wanted:
+        return []
+    counts = dict.fromkeys(_FILES, 0)
+    for config in store.earlier(cells[0].study):
+        now = wanted.get(_apart_from_files(config))
+        for name in _FILES:
+            counts[name] += now is not None and config.get(name) != now.get(name)
+    lines = []
+    for name, what in _FILES.items():
+        if counts[name]:
+            cells_were = f"{_count(counts[name], 'cell')} of this study {'was' if counts[name] == 1 else 'were'}"
+            lines.append(f"{what} has changed since {cells_were} run: they are kept, but do not count now")
+    return lines
+
+
+# what a cell's key holds of files that a user may change between two runs
+_FILES = {"model_file": "the model file", "data_fingerprint": "the data", "code": "Netwright's own code"}
+
+
+def _apart_from_files(config: Mapping[str, Any]) -> str:
+    return json.dumps({name: value for name, value in config.items() if name not in _FILES}, sort_keys=True)
 
 
 def _summarise_arms(by_arm: Mapping[str, Mapping[int, Outcome]]) -> tuple[Arm, ...]:
