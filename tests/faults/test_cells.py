@@ -29,7 +29,7 @@ def misbehave(config: Mapping[str, Any]) -> dict[str, Any]:
     if kind == "hang":
         time.sleep(1000)
     elif kind == "eat":
-        held = [torch.ones(2**20, 25) for _ in range(400)]  # 40 GB
+        held = [torch.ones(2**20, 25) for _ in range(50)]  # 5 GB
         return {"value": len(held)}
     elif kind == "raise":
         raise ValueError("no luck")
@@ -61,7 +61,7 @@ def cells() -> list[Cell]:
 
 def test_every_kind_of_trouble_is_recorded_and_the_study_goes_on(tmp_path: Path) -> None:
     store = Store(tmp_path / "runs.db")
-    make = lambda: WorkerProcesses(2, time_limit=15.0, memory_limit=3 * 2**30)  # noqa: E731
+    make = lambda: WorkerProcesses(2, time_limit=15.0, memory_limit=2**30)  # noqa: E731
     found = run_cells(cells(), misbehave, store, make())
     outcomes = {cell.arm: found[cell.key] for cell in cells()}
     assert outcomes["work"].result == {"value": 1.0}

@@ -1,6 +1,7 @@
 """Executors of this machine: in this process, or in worker processes with limits of time and memory."""
 
 import os
+import pickle
 import resource
 import shutil
 import signal
@@ -8,13 +9,13 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import suppress
+from dataclasses import replace
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
 import torch
-from pebble import ProcessExpired, ProcessPool
 
 from netwright import checks
 from netwright.bench.processes import worker_context
@@ -73,8 +74,9 @@ class InProcess:
 class WorkerProcesses:
     """Runs cells in processes of this machine, one torch thread each.
 
-    What a cell prints is kept away from the terminal; the end of it is kept with a cell that fails. A worker ends with
-    the process that started it, even if that is killed.
+    Each worker has a pipe of its own and shares no lock with another one, so that a worker that is killed at any moment
+    takes nothing with it but its cell. What a cell prints is kept away from the terminal; the end of it is kept with a
+    cell that fails. A worker ends with the process that started it, even if that is killed.
     """
 
     def __init__(self, workers: int, *, time_limit: float | None = None, memory_limit: int | None = None) -> None:
@@ -84,61 +86,115 @@ class WorkerProcesses:
                 checks.positive(name, limit)
         self.slots = workers
         self.time_limit = time_limit
+        self.memory_limit = memory_limit
+        self._context = worker_context()
         self._folder = Path(tempfile.mkdtemp(prefix="netwright-"))
-        self._pool = ProcessPool(
-            workers, context=worker_context(), initializer=_start_worker, initargs=(os.getpid(), memory_limit)
-        )
-        self._running: dict[Future[Outcome], tuple[Cell, Path]] = {}
+        self._idle: list[_Worker] = []
+        self._busy: dict[Connection, _Worker] = {}
         self._number = 0
 
     def submit(self, cell: Cell, work: Work) -> None:
-        """Start a cell in a worker that is free."""
+        """Start a cell in a worker that is idle, or in a new one."""
+        worker = self._idle.pop() if self._idle else self._start()
         self._number += 1
-        output = self._folder / str(self._number)
-        future = self._pool.schedule(_attempt_in_worker, args=(work, cell.config, str(output)), timeout=self.time_limit)
-        self._running[future] = cell, output
+        worker.cell, worker.output = cell, self._folder / str(self._number)
+        worker.deadline = None if self.time_limit is None else time.monotonic() + self.time_limit
+        self._busy[worker.connection] = worker
+        with suppress(OSError):  # it died while it was idle: wait() will find out
+            worker.connection.send((work, cell.config, str(worker.output)))
 
     def wait(self, seconds: float) -> list[tuple[Cell, Outcome | WorkerDied]]:
         """Cells that have finished, were stopped, or whose worker died."""
-        done = wait(self._running, timeout=seconds, return_when=FIRST_COMPLETED).done
-        return [self._outcome(future) for future in done]
+        deadlines = [worker.deadline for worker in self._busy.values() if worker.deadline is not None]
+        if deadlines:
+            seconds = min(seconds, max(0.0, min(deadlines) - time.monotonic()))
+        ready = wait(list(self._busy), seconds)
+        answered = [worker for connection, worker in self._busy.items() if connection in ready]
+        found = []
+        for worker in answered:
+            del self._busy[worker.connection]
+            found.append(self._receive(worker))
+        late = [w for w in self._busy.values() if w.deadline is not None and w.deadline <= time.monotonic()]
+        for worker in late:
+            del self._busy[worker.connection]
+            worker.kill()
+            reason = f"it took longer than the limit of {self.time_limit:g} s"
+            found.append((worker.cell, worker.with_output(Outcome("failed", {}, reason, float(self.time_limit or 0)))))
+        return found
 
     def close(self) -> None:
         """Kill the workers."""
-        self._pool.stop()  # type: ignore[no-untyped-call]
-        self._pool.join()
+        for worker in (*self._idle, *self._busy.values()):
+            worker.kill()
+        self._idle, self._busy = [], {}
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _outcome(self, future: Future[Outcome]) -> tuple[Cell, Outcome | WorkerDied]:
-        cell, output = self._running.pop(future)
+    def _start(self) -> "_Worker":
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(  # type: ignore[attr-defined]
+            target=_serve, args=(theirs, os.getpid(), self.memory_limit), daemon=True
+        )
+        process.start()
+        theirs.close()  # so that the pipe ends with the worker
+        return _Worker(process, ours)
+
+    def _receive(self, worker: "_Worker") -> tuple[Cell, Outcome | WorkerDied]:
         try:
-            outcome = future.result()
-        except TimeoutError:
-            reason = f"it took longer than the limit of {self.time_limit:g} s"
-            outcome = Outcome("failed", {}, reason, float(self.time_limit or 0))
-        except ProcessExpired as error:
-            return cell, WorkerDied(_how_it_died(error.exitcode))
-        except Exception as error:  # what it returned could not be sent
-            outcome = Outcome("failed", {}, f"{type(error).__name__}: {error}")
-        if outcome.status == "failed":
-            said = _end_of(output)
-            if said:
-                outcome = Outcome("failed", {**outcome.result, "output": said}, outcome.reason, outcome.seconds)
-        output.unlink(missing_ok=True)
-        return cell, outcome
+            outcome: Outcome = worker.connection.recv()
+        except (EOFError, OSError, pickle.UnpicklingError):
+            worker.process.join()
+            code = worker.process.exitcode
+            worker.kill()
+            return worker.cell, WorkerDied(_how_it_died(code))
+        self._idle.append(worker)
+        return worker.cell, worker.with_output(outcome)
 
 
-def _attempt_in_worker(work: Work, config: Mapping[str, Any], output: str) -> Outcome:
-    with _Printed(Path(output)):
-        return attempt(work, config)
+class _Worker:
+    """A worker process and what it is doing."""
+
+    def __init__(self, process: Any, connection: Connection) -> None:
+        self.process, self.connection = process, connection
+        self.cell: Cell
+        self.output: Path
+        self.deadline: float | None = None
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.connection.close()
+        self.process.close()
+
+    def with_output(self, outcome: Outcome) -> Outcome:
+        """A failed outcome with the end of what the cell printed."""
+        said = _end_of(self.output) if outcome.status == "failed" else ""
+        self.output.unlink(missing_ok=True)
+        if not said:
+            return outcome
+        return replace(outcome, result={**outcome.result, "output": said})
 
 
-def _start_worker(parent: int, memory_limit: int | None) -> None:
+def _serve(connection: Connection, parent: int, memory_limit: int | None) -> None:
+    """The life of a worker: receive a cell, do its work, send the outcome."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     torch.set_num_threads(1)
     if memory_limit is not None:
         resource.setrlimit(resource.RLIMIT_DATA, (memory_limit, memory_limit))
     threading.Thread(target=_end_with, args=(parent,), name="parent", daemon=True).start()
+    while True:
+        try:
+            work, config, output = connection.recv()
+        except (EOFError, OSError):
+            return
+        except Exception as error:  # what was sent cannot be read here
+            connection.send(Outcome("failed", {}, f"{type(error).__name__}: {error}"))
+            continue
+        with _Printed(Path(output)):
+            outcome = attempt(work, config)
+        try:
+            connection.send(outcome)
+        except (TypeError, ValueError, AttributeError, pickle.PicklingError) as error:
+            connection.send(Outcome("failed", {}, f"the result cannot be sent: {error}"))
 
 
 def _end_with(parent: int) -> None:
