@@ -46,14 +46,6 @@ def test_a_result_that_is_not_finite_is_a_failure() -> None:
     assert outcome.reason == "the result is not finite: curve.1.loss is inf"
 
 
-def test_a_cell_over_two_processes_gives_what_one_gives(tmp_path: Path) -> None:
-    shared = {"seeds": range(1), "budget": "2epochs", "store": Store(tmp_path / "runs.db")}
-    one = compare("iris", "linear", **shared)  # type: ignore[arg-type]
-    two = compare("iris", "linear", devices=2, strategy="ddp", **shared)  # type: ignore[arg-type]
-    for metric, summary in one.arms[0].metrics.items():
-        assert two.arms[0].metrics[metric].mean == pytest.approx(summary.mean, abs=1e-5)
-
-
 def test_a_changed_model_file_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from rich.console import Console
 
