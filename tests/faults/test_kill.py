@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from netwright.bench.local import WorkerProcesses
+from netwright.bench.on_ray import RayTasks
 from netwright.bench.runner import Executor, run_cells
 from netwright.bench.store import Store
 
@@ -98,9 +99,6 @@ def test_workers_are_killed(tmp_path: Path, rounds: int) -> None:
 
 
 def test_ray_workers_are_killed(tmp_path: Path, rounds: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("ray")
-    from netwright.bench.on_ray import RayTasks
-
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
     _disturbed(tmp_path, lambda: RayTasks(local_cpus=2), _ray_workers, rounds, cells=300)
 

@@ -1,5 +1,6 @@
 """Executor on Ray: the same cells as tasks of an existing cluster, or of a local one that is started and stopped."""
 
+import ipaddress
 import logging
 import os
 from collections.abc import Mapping
@@ -62,6 +63,11 @@ class RayTasks:
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise checks.InputError(f"cannot reach Ray at {address or 'this machine'}: {error}") from error
+        if address is None and not _on_loopback(ray.util.get_node_ip_address()):
+            ray.shutdown()
+            raise checks.InputError(
+                f"Ray was imported before, and would listen to other machines: set {_LOOPBACK}=0 before it is imported"
+            )
         have = ray.cluster_resources()  # type: ignore[no-untyped-call]
         rooms = [have.get("CPU", 0) / cpus] + ([have.get("GPU", 0) / gpus] if gpus else [])
         self.slots = int(min(rooms))
@@ -104,6 +110,10 @@ class RayTasks:
         except errors.RayError as error:
             return cell, Outcome("failed", {}, f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}")
         return cell, outcome
+
+
+def _on_loopback(address: str) -> bool:
+    return ipaddress.ip_address(address).is_loopback
 
 
 def _attempt_on_ray(work: Work, config: Mapping[str, Any], folder: str, time_limit: float | None) -> Outcome:
