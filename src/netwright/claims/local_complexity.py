@@ -72,7 +72,10 @@ CLAIM = Claim(
     "The peak is the largest value after update 100; the first and the second descent lie before and after it. Logits "
     "are not counted, since their signs fold nothing, as they are in the authors' code. The attack is the paper's "
     "(50/255, 10 steps of 4/255, in normalised units) on the test part. Where not all training samples are ever right, "
-    "the first time that most of them are stands in.",
+    "the first time that most of them are stands in. At the full scale all training samples are right after 8,000 to "
+    "23,000 updates, but only some 23 % of the test part at the end: the networks have learned by heart and have not "
+    "begun to grok. The second descent has begun (9 % below the peak); we think that the phase in which folds leave "
+    "the data and robustness comes lies far beyond what ten minutes pay for.",
 )
 
 EPS, ALPHA = 50 / 255, 4 / 255
