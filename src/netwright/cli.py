@@ -64,7 +64,10 @@ def compare(
         list[str] | None,
         typer.Option("--try", help="An idea, or several in a row: 'phm[n=2]+lottery-ticket'. Repeatable."),
     ] = None,
-    seeds: Annotated[str, typer.Option(help="How many seeds, or a range A:B of your own.")] = "5",
+    seeds: Annotated[
+        str, typer.Option(help="How many seeds, a range A:B of your own, or auto: until the verdicts are settled.")
+    ] = "5",
+    max_seeds: Annotated[int, typer.Option(help="The most seeds that --seeds auto may take.")] = 30,
     budget: Annotated[str, typer.Option(help="What every arm may spend: 20epochs, 500steps, 90s, 5min.")] = "20epochs",
     target: Annotated[str | None, typer.Option(help="Column of a CSV that is to be predicted.")] = None,
     task: Annotated[
@@ -77,6 +80,10 @@ def compare(
         bool, typer.Option("--impute", help="Fill missing values of a CSV (median, most frequent).")
     ] = False,
     drop: Annotated[list[str] | None, typer.Option(help="Leave this column of a CSV out. Repeatable.")] = None,
+    slices: Annotated[
+        list[str] | None,
+        typer.Option("--slice", help="Report on each value of this column (or array of an NPZ) by itself. Repeatable."),
+    ] = None,
     image_size: Annotated[int | None, typer.Option(help="Scale pictures of a folder to this height and width.")] = None,
     train: Annotated[int | None, typer.Option(help="Take only so many training samples.")] = None,
     optimizer: Annotated[str, typer.Option(help="adam, adamw or sgd.")] = "adam",
@@ -116,6 +123,7 @@ def compare(
         "task": task,
         "impute": impute or None,
         "drop": tuple(drop) if drop else None,
+        "slices": tuple(slices) if slices else None,
         "image_size": image_size,
         "train": train,
     }
@@ -123,7 +131,8 @@ def compare(
         data,
         model,
         tries or [],
-        seeds=_parse_seeds(seeds),
+        seeds="auto" if seeds == "auto" else _parse_seeds(seeds),
+        max_seeds=max_seeds,
         budget=Budget.parse(budget),
         settings=Settings(
             optimizer=optimizer,  # type: ignore[arg-type]  # checked by Settings
