@@ -108,6 +108,7 @@ def compare(
 ) -> None:
     """Train your model with and without each idea, under one budget, and judge the difference."""
     _start_workers(workers)
+    from rich.markup import escape
     from rich.measure import Measurement
 
     from netwright.bench import compare as bench
@@ -162,7 +163,7 @@ def compare(
     if result.failed:
         for arm in result.arms:
             for seed, reason in arm.failed.items():
-                console.print(f"[red]failed[/] {arm.name}, seed {seed}: {reason}", soft_wrap=True)
+                console.print(f"[red]failed[/] {escape(arm.name)}, seed {seed}: {escape(reason)}", soft_wrap=True)
         raise typer.Exit(FAILED)
 
 
@@ -280,7 +281,8 @@ def show(
         console.print(f"\n[bold]Evidence[/] ({scale}, {len(found['seeds'])} seeds): {found['verdict']}")
         for check in found["checks"]:
             means = ", ".join(f"{arm} {value['mean']:.4g}" for arm, value in check["arms"].items())
-            console.print(f"  {check['verdict']}: {check['name']} ({check['metric']}: {means})", highlight=False)
+            line = f"  {check['verdict']}: {check['name']} ({check['metric']}: {means})"
+            console.print(line, highlight=False, markup=False)
     if claim.note:
         console.print(f"\n{claim.note}")
     _write_json(entry.to_json() | {"example": example, "evidence": entry.evidence}, json_to)

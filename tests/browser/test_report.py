@@ -33,7 +33,21 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     assert browser is not None, "needs chromium (Debian's package of this name)"
     folder: Path = tmp_path_factory.mktemp("report")
     store = Store(folder / "runs.db")
-    result = compare("iris", "linear", ["gradient-noise", "phm[n=1]"], seeds=range(2), budget="3epochs", store=store)
+    hostile = '<img src=x onerror="console.log(1)">'
+    rows = [
+        f"{i},{hostile if i % 2 else '</script>'},{'<svg onload=console.log(2)>' if i % 3 else 'no'}" for i in range(60)
+    ]
+    (folder / "t.csv").write_text("\n".join([f"months,{hostile},churn", *rows]).replace('"', "'"))
+    options = {"target": "churn", "slices": (hostile.replace('"', "'"),)}
+    result = compare(
+        str(folder / "t.csv"),
+        "linear",
+        ["gradient-noise", "phm[n=1]"],
+        seeds=range(2),
+        budget="3epochs",
+        data_options=options,
+        store=store,
+    )
     write_report(result, folder / "report.html", command="netwright compare --data '<img src=x onerror=alert(1)>'")
     arguments = [browser, *FLAGS, f"--user-data-dir={folder / 'profile'}", "--dump-dom", f"file://{folder}/report.html"]
     done = subprocess.run(arguments, capture_output=True, text=True, check=True, timeout=120)
@@ -42,7 +56,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 
 def test_plots_are_drawn(page: tuple[str, str]) -> None:
     document, _ = page
-    assert document.count('class="main-svg"') >= 2 * 5
+    assert document.count('class="main-svg"') >= 2 * 7
     assert 'class="point"' in document
 
 
@@ -54,5 +68,7 @@ def test_the_console_is_silent(page: tuple[str, str]) -> None:
 
 def test_what_the_user_typed_is_text(page: tuple[str, str]) -> None:
     document, _ = page
-    assert "<img src=" not in document
+    for foreign in ("<img src=", "<svg onload"):
+        assert foreign not in document
     assert "&lt;img src=x" in document
+    assert "churn" in document

@@ -270,20 +270,27 @@ def compare(
     own_store = store or Store()
     kept = KeptExecutor(executor or local_executor(workers))
     try:
-        by_arm = run(list(arms), seeds) if looks is None else _until_settled(run, list(arms), metric, looks)
+        by_arm = run(list(arms), seeds) if looks is None else until_settled(run, list(arms), metric, looks)
     finally:
         kept.close_for_good()
     used = len(by_arm[BASELINE])
     return Comparison(study, seeds[:used], metric, _summarise_arms(by_arm, looks), looks)
 
 
-def _until_settled(
+def until_settled(
     run: Callable[[Sequence[str], Sequence[int]], dict[str, dict[int, Outcome]]],
     arms: Sequence[str],
     metric: str,
     looks: Looks,
 ) -> dict[str, dict[int, Outcome]]:
-    """Run the baseline and the arms that are still open with more and more seeds."""
+    """Run the baseline and the arms that are still open with more and more seeds.
+
+    Args:
+        run: Outcomes by seed of the arms that are asked for, under the seeds that are asked for.
+        arms: The arms, the baseline among them.
+        metric: What decides.
+        looks: After how many seeds the arms are judged.
+    """
     by_arm: dict[str, dict[int, Outcome]] = {arm: {} for arm in arms}
     wanted = list(arms)
     for before, count in zip((0, *looks.seeds), looks.seeds, strict=False):
@@ -372,4 +379,4 @@ def _means(results: Mapping[int, Mapping[str, Any]]) -> dict[str, float]:
     return {cost: fmean(result["costs"][cost] for result in results.values()) for cost in COSTS} if results else {}
 
 
-__all__ = ["BASELINE", "COSTS", "Arm", "Comparison", "compare"]
+__all__ = ["BASELINE", "COSTS", "Arm", "Comparison", "compare", "until_settled"]

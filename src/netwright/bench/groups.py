@@ -34,7 +34,17 @@ class Group:
     @property
     def name(self) -> str:
         """What it is called in reports."""
-        return f"class {self.value}" if self.by is None else f"{self.by} = {self.value}"
+        return f"class {self.label}" if self.by is None else f"{printable(self.by)} = {self.label}"
+
+    @property
+    def label(self) -> str:
+        """The value, fit for a terminal."""
+        return printable(self.value)
+
+
+def printable(text: str) -> str:
+    """The text with � for what cannot be printed, such as the codes that steer a terminal."""
+    return "".join(character if character.isprintable() else "\ufffd" for character in text)
 
 
 def summarise_groups(
@@ -112,4 +122,4 @@ def hidden_losses(groups: Sequence[Group], metric: str) -> tuple[Group, ...]:
     return tuple(g for g in groups if metric in g.versus and g.versus[metric].verdict == Difference.WORSE)
 
 
-__all__ = ["Group", "hidden_losses", "largest_loss", "summarise_groups", "worst"]
+__all__ = ["Group", "hidden_losses", "largest_loss", "printable", "summarise_groups", "worst"]
