@@ -27,7 +27,7 @@ from torch.nn import functional
 
 from netwright.bench.compare import compare
 from netwright.bench.sequential import Looks
-from netwright.bench.stats import Difference, compare_arms, undecided
+from netwright.bench.stats import Difference, compare_arms, compare_differences, undecided
 from netwright.bench.store import Store
 from netwright.data.bundled import read_bundled
 from netwright.data.loading import prepare
@@ -59,9 +59,9 @@ class Rate(NamedTuple):
 
 
 def pool(data: str, train: int | None, seeds: int, chunk: int = 100) -> dict[str, Pool]:
-    """Accuracy and negative log-likelihood on the test part of 1 + ARMS equally good networks under every seed."""
+    """Accuracy, by class, too, and negative log-likelihood of 1 + ARMS equally good networks under every seed."""
     raw = read_bundled(data)
-    found: dict[str, list[Tensor]] = {"accuracy": [], "nll": []}
+    found: dict[str, list[Tensor]] = {"accuracy": [], "nll": [], "by class": []}
     for start in range(0, seeds, chunk):
         splits = [prepare(raw, data, seed=seed, train=train) for seed in range(start, min(start + chunk, seeds))]
         for metric, values in train_stack(splits, start).items():
@@ -70,7 +70,9 @@ def pool(data: str, train: int | None, seeds: int, chunk: int = 100) -> dict[str
 
 
 def train_stack(splits: list[Splits], seed: int) -> dict[str, Tensor]:
-    """Train 1 + ARMS networks for each division side by side, as one stack of tensors; metrics ``(divisions, arms)``.
+    """Train 1 + ARMS networks for each division side by side, as one stack of tensors.
+
+    Metrics are ``(divisions, arms)``, the accuracy by class ``(divisions, arms, classes)``.
 
     Adam and the gradient of a sum of losses treat every number on its own, so the stack changes nothing but the speed.
     """
@@ -105,12 +107,15 @@ def train_stack(splits: list[Splits], seed: int) -> dict[str, Tensor]:
         logits = forward(test)
     right = answers[:, None].expand(-1, 1 + ARMS, -1)
     nll = functional.cross_entropy(logits.flatten(0, 2), right.flatten(), reduction="none").unflatten(0, right.shape)
-    return {"accuracy": (logits.argmax(-1) == right).double().mean(-1), "nll": nll.mean(-1)}
+    hits = (logits.argmax(-1) == right).double()
+    member = functional.one_hot(answers, splits[0].outputs).double()[:, None]
+    by_class = (hits[..., None] * member).sum(2) / member.sum(2)
+    return {"accuracy": hits.mean(-1), "nll": nll.mean(-1), "by class": by_class}
 
 
 def studies(values: Pool, seeds: int) -> Iterator[Pool]:
     """Disjoint blocks of so many seeds."""
-    return iter(values[: len(values) // seeds * seeds].reshape(-1, seeds, values.shape[1]))
+    return iter(values[: len(values) // seeds * seeds].reshape(-1, seeds, *values.shape[1:]))
 
 
 def arms_of(block: Pool, arms: list[int], baseline: int) -> tuple[dict[str, dict[int, float]], dict[int, float]]:
@@ -173,6 +178,26 @@ def false_alarms(values: Pool) -> dict[str, tuple[Rate, Rate, float]]:
     all_ten = rate([[bool(judge_uncorrected(block, ten, 0))] for block in studies(values, MOST)])
     found["5, 10, …, 30, each judged as if it were the only look"] = one, all_ten, float("nan")
     return found
+
+
+def group_alarms(by_class: Pool) -> dict[int, tuple[Rate, Rate]]:
+    """How often any class of any arm is told apart where none differs: with one arm and with ten."""
+
+    def told_apart(block: Pool, arms: range) -> bool:
+        differences = {
+            (arm, group): dict(enumerate(block[:, arm, group] - block[:, 0, group]))
+            for arm in arms
+            for group in range(block.shape[2])
+        }
+        return any(found.verdict in FOUND for found in compare_differences(differences, "higher").values())
+
+    return {
+        seeds: (
+            rate([[told_apart(block, range(1, 2))] for block in studies(by_class, seeds)]),
+            rate([[told_apart(block, range(1, 1 + ARMS))] for block in studies(by_class, seeds)]),
+        )
+        for seeds in SEEDS
+    }
 
 
 def power(values: Pool, true: float, arms: int) -> dict[str, tuple[float, float]]:
@@ -265,6 +290,16 @@ def power_table(values: Pool, arms: int) -> str:
     return "\n".join(lines)
 
 
+def group_table(by_class: Pool) -> str:
+    lines = [
+        "| seeds | studies | one arm, ten classes: any told apart | ten arms, 100 comparisons: any told apart |",
+        "|---|---|---|---|",
+    ]
+    for seeds, (one, ten) in group_alarms(by_class).items():
+        lines.append(f"| {seeds} | {one.studies:,} | {one} | {ten} |")
+    return "\n".join(lines)
+
+
 def write(name: str, text: str) -> None:
     """Print a result and put it into its place in docs/statistics.md."""
     print(f"\n{text}", flush=True)
@@ -288,6 +323,7 @@ def main() -> None:
         "accuracy on iris": iris["accuracy"],
     }
     write("alarms", alarm_table(pools))
+    write("alarms by class", group_table(digits["by class"]))
     write("power, one arm", power_table(digits["accuracy"], 1))
     write("power, ten arms", power_table(digits["accuracy"], ARMS))
     parts = [

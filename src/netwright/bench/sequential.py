@@ -41,8 +41,8 @@ class Looks:
 
     Source:
         Jennison and Turnbull 2000, Group Sequential Methods, chapters 2, 4.4 (t-statistics) and 9 (repeated intervals);
-        sequential p-values: Liu and Anderson 2008, doi:10.1198/016214508000000986; with Holm's correction: Maurer and
-        Bretz 2013, doi:10.1080/19466315.2013.807748.
+        sequential p-values: Liu and Anderson 2008, Journal of the American Statistical Association 103; with Holm's
+        correction: Maurer and Bretz 2013, doi:10.1080/19466315.2013.807748.
 
     Example:
         >>> looks = Looks.up_to(30)
@@ -108,7 +108,7 @@ class Looks:
         nobody ever stopped without a verdict.
 
         Source:
-            Predictive power: Spiegelhalter, Freedman, Blackburn 1986, doi:10.1016/0197-2456(86)90003-6.
+            Predictive power: Spiegelhalter, Freedman, Blackburn 1986, Controlled Clinical Trials 7.
         """
         fraction = self.seeds[look] / self.seeds[-1]
         needed = float(special.ndtri(1 - self.critical(len(self.seeds) - 1, level) / 2))
