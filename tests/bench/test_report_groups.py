@@ -1,6 +1,7 @@
 """Tests of the report: classes, slices and calibration are in it, and names are text whatever they hold."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,18 @@ def test_a_loss_that_the_average_hides_is_said(tmp_path: Path) -> None:
     assert '<td><span class="worse">class 1</span></td>' in report
     (loss,) = [arm["hidden_losses"] for arm in result.to_json()["arms"] if arm["name"] == "even"]
     assert loss == [{"by": None, "value": "1"}]
+
+
+def test_a_report_without_a_baseline_that_finished(tmp_path: Path) -> None:
+    result = comparison()
+    failed = Arm("baseline", {}, {}, {}, {}, dict.fromkeys(range(6), "no memory"))
+    alone = [
+        replace(arm, versus={}, groups=tuple(replace(g, versus={}) for g in arm.groups)) for arm in result.arms[1:]
+    ]
+    write_report(replace(result, arms=(failed, *alone)), tmp_path / "r.html", command="netwright")
+    report = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "all 6 seeds failed" in report
+    assert "worst class" in report
 
 
 def test_seeds_that_were_added_are_said(tmp_path: Path) -> None:

@@ -30,7 +30,9 @@ def write_report(result: Comparison, path: Path, *, command: str) -> None:
         figures = [_differences(result, finished, colour), _curves(result, finished, colour)]
         figures += [_accuracy_against(result, finished, colour, cost) for cost in ("nonzero", "macs", "latency_1")]
     grouped = [arm for arm in finished if arm.groups]
-    group_figures = [differences_by_group(result, grouped, colour)] if len(grouped) > 1 else []
+    compared = any(group.versus for arm in grouped for group in arm.groups)
+    group_figures = [differences_by_group(result, grouped, colour)] if compared else []
+    groups = {arm.name: {(group.by, group.value): group for group in arm.groups} for arm in grouped}
     sure = [arm for arm in finished if arm.reliability]
     calibration = picture(reliability_diagrams(sure, colour)) if sure else None
     write_page(
@@ -46,6 +48,8 @@ def write_report(result: Comparison, path: Path, *, command: str) -> None:
         figures=[picture(figure) for figure in figures],
         grouped=grouped,
         group_figures=[picture(figure) for figure in group_figures],
+        groups=groups,
+        every_group={key: group for found in groups.values() for key, group in found.items()},
         divisions=list(dict.fromkeys(group.by for arm in grouped for group in arm.groups)),
         worst={arm.name: {group.by: group for group in worst(arm.groups, result.group_metric)} for arm in grouped},
         loss={arm.name: largest_loss(arm.groups, result.group_metric) for arm in grouped},

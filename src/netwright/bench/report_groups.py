@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from netwright.bench.compare import Arm, Comparison
+from netwright.bench.compare import BASELINE, Arm, Comparison
 from netwright.bench.pages import styled
 from netwright.training import METRICS
 
@@ -66,14 +66,14 @@ def reliability_diagrams(arms: Sequence[Arm], colour: Mapping[str, str]) -> go.F
     figure = make_subplots(
         rows, columns, subplot_titles=titles, shared_xaxes=True, shared_yaxes=True, horizontal_spacing=0.03
     )
-    baseline = _points(arms[0])
+    baseline = next((arm for arm in arms if arm.name == BASELINE), None)
     for index, arm in enumerate(arms):
         at = {"row": index // columns + 1, "col": index % columns + 1}
         figure.add_scatter(
             x=[0, 1], y=[0, 1], mode="lines", line={"color": "#888888", "dash": "dot"}, hoverinfo="skip", **at
         )
-        if index:
-            x, y, _ = baseline
+        if baseline is not None and arm is not baseline:
+            x, y, _ = _points(baseline)
             figure.add_scatter(x=x, y=y, mode="lines", line={"color": "#888888", "width": 1}, hoverinfo="skip", **at)
         x, y, counts = _points(arm)
         figure.add_scatter(
