@@ -18,6 +18,7 @@ _LAZY = {
     "compare": "netwright.bench.compare",
     "evaluate": "netwright.training",
     "fit": "netwright.training",
+    "inspect": "netwright.bench.inspection",
     "load": "netwright.data",
     "swap": "netwright.surgery",
 }

@@ -1,4 +1,4 @@
-"""The report in a real browser: it opens offline, draws its plots, and complains of nothing."""
+"""The reports in a real browser: they open offline, draw their plots, and complain of nothing."""
 
 import shutil
 import subprocess
@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from netwright.bench import inspection
 from netwright.bench.compare import compare
 from netwright.bench.report import write_report
 from netwright.bench.store import Store
+from netwright.data import load
+from netwright.models.baselines import build_model
 
 pytestmark = pytest.mark.browser
 
@@ -26,49 +29,57 @@ FLAGS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """The document after its scripts have run, and what the browser's console said."""
+Page = tuple[str, str, int]
+
+
+@pytest.fixture(scope="module", params=["compare", "inspect"])
+def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Page:
+    """The document after its scripts have run, what the browser's console said, and how many plots there must be."""
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     assert browser is not None, "needs chromium (Debian's package of this name)"
     folder: Path = tmp_path_factory.mktemp("report")
-    store = Store(folder / "runs.db")
-    hostile = '<img src=x onerror="console.log(1)">'
-    rows = [
-        f"{i},{hostile if i % 2 else '</script>'},{'<svg onload=console.log(2)>' if i % 3 else 'no'}" for i in range(60)
-    ]
-    (folder / "t.csv").write_text("\n".join([f"months,{hostile},churn", *rows]).replace('"', "'"))
-    options = {"target": "churn", "slices": (hostile.replace('"', "'"),)}
-    result = compare(
-        str(folder / "t.csv"),
-        "linear",
-        ["gradient-noise", "phm[n=1]"],
-        seeds=range(2),
-        budget="3epochs",
-        data_options=options,
-        store=store,
-    )
-    write_report(result, folder / "report.html", command="netwright compare --data '<img src=x onerror=alert(1)>'")
+    command = f"netwright {request.param} --data '<img src=x onerror=alert(1)>'"
+    if request.param == "compare":
+        store = Store(folder / "runs.db")
+        hostile = "<img src=x onerror='console.log(1)'>"
+        values, classes = (hostile, "</script>"), ("<svg onload=console.log(2)>", "no", "no")
+        rows = [f"{i},{values[i % 2]},{classes[i % 3]}" for i in range(60)]
+        (folder / "t.csv").write_text("\n".join([f"months,{hostile},churn", *rows]))
+        result = compare(
+            str(folder / "t.csv"),
+            "linear",
+            ["gradient-noise", "phm[n=1]"],
+            seeds=range(2),
+            budget="3epochs",
+            data_options={"target": "churn", "slices": (hostile,)},
+            store=store,
+        )
+        write_report(result, folder / "report.html", command=command)
+        plots = 7
+    else:
+        iris = load("iris")
+        found = inspection.inspect(build_model("mlp", iris), iris, against=build_model("mlp", iris))
+        inspection.write_report(found, folder / "report.html", command=command)
+        plots = sum(len(section.plots) for section in found.sections)
     arguments = [browser, *FLAGS, f"--user-data-dir={folder / 'profile'}", "--dump-dom", f"file://{folder}/report.html"]
     done = subprocess.run(arguments, capture_output=True, text=True, check=True, timeout=120)
-    return done.stdout, done.stderr
+    return done.stdout, done.stderr, plots
 
 
-def test_plots_are_drawn(page: tuple[str, str]) -> None:
-    document, _ = page
-    assert document.count('class="main-svg"') >= 2 * 7
+def test_plots_are_drawn(page: Page) -> None:
+    document, _, plots = page
+    assert document.count('class="main-svg"') >= 2 * plots
     assert 'class="point"' in document
 
 
-def test_the_console_is_silent(page: tuple[str, str]) -> None:
-    _, console = page
+def test_the_console_is_silent(page: Page) -> None:
+    _, console, _ = page
     complaints = [line for line in console.splitlines() if "CONSOLE" in line]
     assert not complaints
 
 
-def test_what_the_user_typed_is_text(page: tuple[str, str]) -> None:
-    document, _ = page
+def test_what_the_user_typed_is_text(page: Page) -> None:
+    document, _, _ = page
     for foreign in ("<img src=", "<svg onload"):
         assert foreign not in document
     assert "&lt;img src=x" in document
-    assert "churn" in document

@@ -7,6 +7,7 @@ from typing import cast, get_args
 from torch import nn
 
 from netwright import checks
+from netwright.analysis.stitching import select_anchors
 from netwright.compression.masks import Mask, make_permanent, prunable
 from netwright.data.splits import ALL_TASKS, IMAGES, Splits, Task
 from netwright.hypernets.hyperzzw_conv import Branches, to_hyperzzw
@@ -19,6 +20,7 @@ from netwright.layers.gpsa import GPSA
 from netwright.layers.hypercomplex import to_hypercomplex
 from netwright.layers.mix_shift_conv import to_mix_shift
 from netwright.layers.quadratic import Form, quadraticize
+from netwright.layers.relative import Similarity, to_relative
 from netwright.layers.selectable_kan import POOL, Convs, Mixing, Select, fit_grids_, selectable_layers, to_skan
 from netwright.models.vision.ms_mlp import STAGE_KERNELS
 from netwright.recipes import Recipe
@@ -311,4 +313,24 @@ af_kan = Recipe(
 )
 
 
-__all__ = ["af_kan", "ebv", "ela", "evonorm", "gpsa", "hyperzzw", "mix_shift", "phm", "quadratic", "s_kan"]
+def _relative(
+    model: nn.Module, splits: Splits, *, anchors: int, similarity: Similarity, refresh_every: int
+) -> nn.Module:
+    checks.between("option 'anchors' of recipe 'relative'", anchors, 1, len(splits.train))
+    checks.at_least("option 'refresh_every' of recipe 'relative'", refresh_every, 1)
+    chosen = select_anchors(splits.train.inputs, anchors, "stratified", splits.train.targets)
+    return to_relative(model, splits.train.inputs[chosen], similarity, refresh_every=refresh_every)
+
+
+relative = Recipe(
+    name="relative",
+    claim="relative-representations",
+    summary="A last linear layer that sees how similar the features are to those of anchors, samples of the training "
+    "part; similarity: cosine, euclidean, l1, angular, basis_change; each step encodes the anchors, too.",
+    tasks=frozenset(task for task in Task if task.is_classification),
+    options={"anchors": 300, "similarity": "cosine", "refresh_every": 1},
+    build=_relative,
+)
+
+
+__all__ = ["af_kan", "ebv", "ela", "evonorm", "gpsa", "hyperzzw", "mix_shift", "phm", "quadratic", "relative", "s_kan"]

@@ -39,7 +39,7 @@ def evaluate(model: nn.Module, split: Split, *, batch_size: int = 1024) -> dict[
 
 
 def score(outputs: Tensor, split: Split) -> dict[str, float]:
-    """What :func:`evaluate` says, from the outputs ``(samples, outputs)`` of a network on ``split``."""
+    """As :func:`evaluate`, of the outputs ``(samples, outputs)`` that a model gave for a part of the data."""
     targets = split.targets.to(outputs.device)
     if not split.is_classification:
         checks.size("output of the model", outputs, -1, targets.shape[-1])

@@ -1,0 +1,1 @@
+"""Models that generate or reconstruct data."""
