@@ -79,7 +79,10 @@ def compare(
         list[str] | None,
         typer.Option("--try", help="An idea, or several in a row: 'phm[n=2]+lottery-ticket'. Repeatable."),
     ] = None,
-    seeds: Annotated[str, typer.Option(help="How many seeds, or a range A:B of your own.")] = "5",
+    seeds: Annotated[
+        str, typer.Option(help="How many seeds, a range A:B of your own, or auto: until the verdicts are settled.")
+    ] = "5",
+    max_seeds: Annotated[int, typer.Option(help="The most seeds that --seeds auto may take.")] = 30,
     budget: Annotated[str, typer.Option(help="What every arm may spend: 20epochs, 500steps, 90s, 5min.")] = "20epochs",
     target: Annotated[str | None, typer.Option(help="Column of a CSV that is to be predicted.")] = None,
     task: Annotated[
@@ -92,6 +95,10 @@ def compare(
         bool, typer.Option("--impute", help="Fill missing values of a CSV (median, most frequent).")
     ] = False,
     drop: Annotated[list[str] | None, typer.Option(help="Leave this column of a CSV out. Repeatable.")] = None,
+    slices: Annotated[
+        list[str] | None,
+        typer.Option("--slice", help="Report on each value of this column (or array of an NPZ) by itself. Repeatable."),
+    ] = None,
     image_size: Annotated[int | None, typer.Option(help="Scale pictures of a folder to this height and width.")] = None,
     train: Annotated[int | None, typer.Option(help="Take only so many training samples.")] = None,
     optimizer: Annotated[str, typer.Option(help="adam, adamw or sgd.")] = "adam",
@@ -123,6 +130,7 @@ def compare(
 ) -> None:
     """Train your model with and without each idea, under one budget, and judge the difference."""
     _start_workers(workers)
+    from rich.markup import escape
     from rich.measure import Measurement
 
     from netwright.bench import compare as bench
@@ -147,6 +155,7 @@ def compare(
         "task": task,
         "impute": impute or None,
         "drop": tuple(drop) if drop else None,
+        "slices": tuple(slices) if slices else None,
         "image_size": image_size,
         "train": train,
     }
@@ -154,7 +163,8 @@ def compare(
         data,
         model,
         tries or [],
-        seeds=_parse_seeds(seeds),
+        seeds="auto" if seeds == "auto" else _parse_seeds(seeds),
+        max_seeds=max_seeds,
         budget=Budget.parse(budget),
         settings=Settings(
             optimizer=optimizer,  # type: ignore[arg-type]  # checked by Settings
@@ -186,7 +196,7 @@ def compare(
     if result.failed:
         for arm in result.arms:
             for seed, reason in arm.failed.items():
-                console.print(f"[red]failed[/] {arm.name}, seed {seed}: {reason}", soft_wrap=True)
+                console.print(f"[red]failed[/] {escape(arm.name)}, seed {seed}: {escape(reason)}", soft_wrap=True)
         raise typer.Exit(FAILED)
 
 
@@ -403,7 +413,8 @@ def show(
         console.print(f"\n[bold]Evidence[/] ({scale}, {len(found['seeds'])} seeds): {found['verdict']}")
         for check in found["checks"]:
             means = ", ".join(f"{arm} {value['mean']:.4g}" for arm, value in check["arms"].items())
-            console.print(f"  {check['verdict']}: {check['name']} ({check['metric']}: {means})", highlight=False)
+            line = f"  {check['verdict']}: {check['name']} ({check['metric']}: {means})"
+            console.print(line, highlight=False, markup=False)
     if claim.note:
         console.print(f"\n{claim.note}")
     _write_json(entry.to_json() | {"example": example, "evidence": entry.evidence}, json_to)

@@ -63,7 +63,7 @@ class RayTasks:
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise checks.InputError(f"cannot reach Ray at {address or 'this machine'}: {error}") from error
-        if address is None and not _on_loopback(ray.util.get_node_ip_address()):
+        if address is None and not _on_loopback(ray.util.get_node_ip_address()):  # type: ignore[no-untyped-call]
             ray.shutdown()
             raise checks.InputError(
                 f"Ray was imported before, and would listen to other machines: set {_LOOPBACK}=0 before it is imported"
