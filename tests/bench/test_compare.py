@@ -170,9 +170,8 @@ def test_auto_goes_on_with_warm_workers_and_closes_them_once(store: Store) -> No
             self.closed += 1
 
     executor = Counting()
-    compare(
-        "iris", "linear", ["gradient-noise"], seeds="auto", max_seeds=6, budget="1steps", store=store, executor=executor
-    )
+    options = {"max_seeds": 6, "budget": "1steps", "store": store, "executor": lambda: executor}
+    compare("iris", "linear", ["gradient-noise"], seeds="auto", **options)  # type: ignore[arg-type]
     assert executor.closed == 1
 
 
