@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from netwright.bench.evidence import load_evidence
 from netwright.cli import main
 
 TINY = ["--seeds", "2", "--budget", "2steps", "--workers", "1"]
@@ -84,6 +85,16 @@ def test_a_csv_and_a_model_of_the_users_own(capsys: pytest.CaptureFixture[str]) 
     assert "net.py:build on sales.csv: rmse" in capsys.readouterr().out
 
 
+def test_seeds_that_are_added_and_slices(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--data", "diabetes", "--model", "linear", "--try", "gradient-noise", "--slice", "sex", *TINY]
+    assert run("compare", *arguments, "--seeds", "auto", "--max-seeds", "2", "--json", "out.json") == 0
+    assert "up to 2 seeds" in capsys.readouterr().out
+    found = json.loads(Path("out.json").read_text())
+    assert (found["looks"], found["group_metric"]) == ([2], "rmse")
+    assert [group["by"] for group in found["arms"][1]["groups"]] == ["sex", "sex"]
+    assert {"difference", "p_value", "verdict"} == set(found["arms"][1]["groups"][0]["versus"]["rmse"])
+
+
 def test_one_seed_gives_no_interval_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--data", "iris", "--model", "linear", "--try", "gradient-noise", *TINY, "--seeds", "1"]
     assert run("compare", *arguments) == 0
@@ -137,6 +148,11 @@ def test_a_loss_that_turns_nan_fails_that_arm_and_no_other(capsys: pytest.Captur
         (["--data", "digits", "--budget", "soon"], "budget must look like 20epochs"),
         (["--data", "digits", "--seeds", "0"], "seeds must name at least one seed"),
         (["--data", "digits", "--seeds", "three"], "seeds must be a number such as 5, or a range"),
+        (
+            ["--data", "digits", "--seeds", "auto", "--max-seeds", "1"],
+            "largest number of seeds must be at least 2, got 1",
+        ),
+        (["--data", "digits", "--slice", "x"], "digits has no column 'x' for a slice"),
         (["--data", "digits", "--seeds", "5:5"], "seeds must name at least one seed"),
         (["--data", "digits", "--lr", "-1"], "lr must be positive"),
         (["--data", "digits", "--workers", "0"], "workers must be at least 1, got 0"),
@@ -204,6 +220,7 @@ def test_reproduce_at_the_smoke_scale_gives_no_verdict_and_goes_on(capsys: pytes
     evidence = json.loads(Path("evidence/smoke/gradient-noise.json").read_text())
     assert evidence["made_with"]["torch"]
     assert evidence["measurements"]
+    assert load_evidence(Path("evidence/smoke/gradient-noise.json")) == evidence
     start = time.perf_counter()
     assert run(*arguments) == 0
     assert json.loads(capsys.readouterr().out)["claims"] == [claim]  # to the second: it was not run again

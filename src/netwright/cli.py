@@ -36,7 +36,20 @@ Json = Annotated[
     str | None, typer.Option("--json", metavar="FILE|-", help="Write the result as JSON; - for standard output.")
 ]
 Store = Annotated[str, typer.Option(help="Where finished runs are kept: a file, or a database URL.")]
-Workers = Annotated[int, typer.Option(help="Processes side by side. [default: number of cores]", show_default=False)]
+Workers = Annotated[
+    str,
+    typer.Option(
+        metavar="N|ray", help="Processes side by side, or Ray. [default: number of cores]", show_default=False
+    ),
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(help="Of a Ray cluster; without it one is started on this machine, for this machine alone."),
+]
+CellCpus = Annotated[float, typer.Option(help="Cores that a cell takes on Ray.")]
+CellGpus = Annotated[float, typer.Option(help="GPUs that a cell takes on Ray; 0.25 lets four share one.")]
+TimeLimit = Annotated[str | None, typer.Option(help="Stop a cell after this time: 90s, 10min.")]
+MemoryLimit = Annotated[str | None, typer.Option(help="Memory that a local worker may use: 4GB.")]
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Run again what failed before.")]
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -66,7 +79,10 @@ def compare(
         list[str] | None,
         typer.Option("--try", help="An idea, or several in a row: 'phm[n=2]+lottery-ticket'. Repeatable."),
     ] = None,
-    seeds: Annotated[str, typer.Option(help="How many seeds, or a range A:B of your own.")] = "5",
+    seeds: Annotated[
+        str, typer.Option(help="How many seeds, a range A:B of your own, or auto: until the verdicts are settled.")
+    ] = "5",
+    max_seeds: Annotated[int, typer.Option(help="The most seeds that --seeds auto may take.")] = 30,
     budget: Annotated[str, typer.Option(help="What every arm may spend: 20epochs, 500steps, 90s, 5min.")] = "20epochs",
     target: Annotated[str | None, typer.Option(help="Column of a CSV that is to be predicted.")] = None,
     task: Annotated[
@@ -79,6 +95,10 @@ def compare(
         bool, typer.Option("--impute", help="Fill missing values of a CSV (median, most frequent).")
     ] = False,
     drop: Annotated[list[str] | None, typer.Option(help="Leave this column of a CSV out. Repeatable.")] = None,
+    slices: Annotated[
+        list[str] | None,
+        typer.Option("--slice", help="Report on each value of this column (or array of an NPZ) by itself. Repeatable."),
+    ] = None,
     image_size: Annotated[int | None, typer.Option(help="Scale pictures of a folder to this height and width.")] = None,
     train: Annotated[int | None, typer.Option(help="Take only so many training samples.")] = None,
     optimizer: Annotated[str, typer.Option(help="adam, adamw or sgd.")] = "adam",
@@ -95,7 +115,14 @@ def compare(
     noise: Annotated[float, typer.Option(help="Input noise of the robustness metric, in standard deviations.")] = 0.5,
     accelerator: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "cpu",
     precision: Annotated[str, typer.Option(help="32-true, bf16-mixed, 16-mixed or 64-true.")] = "32-true",
-    workers: Workers = CORES,
+    devices: Annotated[int, typer.Option(help="Devices that one cell is spread over.")] = 1,
+    strategy: Annotated[str, typer.Option(help="How a cell is spread over devices: auto, ddp or fsdp.")] = "auto",
+    workers: Workers = str(CORES),
+    ray_address: RayAddress = None,
+    cell_cpus: CellCpus = 1.0,
+    cell_gpus: CellGpus = 0.0,
+    time_limit: TimeLimit = None,
+    memory_limit: MemoryLimit = None,
     store: Store = ".netwright/runs.db",
     report: Annotated[Path, typer.Option(help="Where the report is written.")] = Path("netwright-compare.html"),
     json_to: Json = None,
@@ -103,14 +130,24 @@ def compare(
 ) -> None:
     """Train your model with and without each idea, under one budget, and judge the difference."""
     _start_workers(workers)
+    from rich.markup import escape
     from rich.measure import Measurement
 
     from netwright.bench import compare as bench
+    from netwright.bench.executors import executor_maker
     from netwright.bench.pages import check_writable
     from netwright.bench.report import write_report
     from netwright.bench.store import Store as RunStore
     from netwright.training import Budget, Settings
 
+    make_executor = executor_maker(
+        workers,
+        ray_address=ray_address,
+        cpus=cell_cpus,
+        gpus=cell_gpus,
+        time_limit=time_limit,
+        memory_limit=memory_limit,
+    )
     console = _console(json_to)
     check_writable(report)
     options = {
@@ -118,6 +155,7 @@ def compare(
         "task": task,
         "impute": impute or None,
         "drop": tuple(drop) if drop else None,
+        "slices": tuple(slices) if slices else None,
         "image_size": image_size,
         "train": train,
     }
@@ -125,7 +163,8 @@ def compare(
         data,
         model,
         tries or [],
-        seeds=_parse_seeds(seeds),
+        seeds="auto" if seeds == "auto" else _parse_seeds(seeds),
+        max_seeds=max_seeds,
         budget=Budget.parse(budget),
         settings=Settings(
             optimizer=optimizer,  # type: ignore[arg-type]  # checked by Settings
@@ -140,7 +179,9 @@ def compare(
         noise=noise,
         accelerator=accelerator,
         precision=precision,
-        workers=workers,
+        devices=devices,
+        strategy=strategy,
+        executor=make_executor,
         store=RunStore(store),
         console=console,
         retry_failed=retry_failed,
@@ -155,7 +196,7 @@ def compare(
     if result.failed:
         for arm in result.arms:
             for seed, reason in arm.failed.items():
-                console.print(f"[red]failed[/] {arm.name}, seed {seed}: {reason}", soft_wrap=True)
+                console.print(f"[red]failed[/] {escape(arm.name)}, seed {seed}: {escape(reason)}", soft_wrap=True)
         raise typer.Exit(FAILED)
 
 
@@ -171,7 +212,12 @@ def reproduce(
         str | None, typer.Option(help="How many seeds, or a range A:B of your own. [default: 5]", show_default=False)
     ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    workers: Workers = CORES,
+    workers: Workers = str(CORES),
+    ray_address: RayAddress = None,
+    cell_cpus: CellCpus = 1.0,
+    cell_gpus: CellGpus = 0.0,
+    time_limit: TimeLimit = None,
+    memory_limit: MemoryLimit = None,
     store: Store = ".netwright/runs.db",
     out: Annotated[Path | None, typer.Option(help="Folder to write the evidence to, one JSON file a claim.")] = None,
     json_to: Json = None,
@@ -180,9 +226,18 @@ def reproduce(
     """Re-run the small experiments behind the papers' claims, and judge them."""
     _start_workers(workers)
     from netwright.bench import reproduce as bench
+    from netwright.bench.executors import executor_maker
     from netwright.bench.store import Store as RunStore
     from netwright.claims import read_claims
 
+    make_executor = executor_maker(
+        workers,
+        ray_address=ray_address,
+        cpus=cell_cpus,
+        gpus=cell_gpus,
+        time_limit=time_limit,
+        memory_limit=memory_limit,
+    )
     claims = read_claims()
     if room is not None:
         checks.known("room", room, {claim.room for claim in claims.values()})
@@ -206,7 +261,7 @@ def reproduce(
         scale=scale,  # type: ignore[arg-type]  # checked there
         seeds=None if seeds is None else _parse_seeds(seeds),
         device=device,
-        workers=workers,
+        executor=make_executor,
         store=RunStore(store),
         console=console,
         retry_failed=retry_failed,
@@ -358,7 +413,8 @@ def show(
         console.print(f"\n[bold]Evidence[/] ({scale}, {len(found['seeds'])} seeds): {found['verdict']}")
         for check in found["checks"]:
             means = ", ".join(f"{arm} {value['mean']:.4g}" for arm, value in check["arms"].items())
-            console.print(f"  {check['verdict']}: {check['name']} ({check['metric']}: {means})", highlight=False)
+            line = f"  {check['verdict']}: {check['name']} ({check['metric']}: {means})"
+            console.print(line, highlight=False, markup=False)
     if claim.note:
         console.print(f"\n{claim.note}")
     _write_json(entry.to_json() | {"example": example, "evidence": entry.evidence}, json_to)
@@ -391,9 +447,9 @@ def _exit(error: Exception, code: int, hint: str = "") -> None:
     raise SystemExit(code)
 
 
-def _start_workers(workers: int) -> None:
+def _start_workers(workers: str) -> None:
     """Let what the workers need be imported beside what this process needs."""
-    if workers > 1:
+    if workers.isdigit() and int(workers) > 1:
         from netwright.bench.processes import worker_context
 
         worker_context()

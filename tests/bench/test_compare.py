@@ -1,15 +1,20 @@
 """Tests of ``netwright.bench.compare`` and ``netwright.bench.arm``: fairness, resuming, Pareto front."""
 
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from netwright.bench.arm import Study, build_arm, run_arm
-from netwright.bench.compare import Arm, Comparison, compare
+from netwright.bench.compare import Arm, Comparison, compare, until_settled
+from netwright.bench.local import InProcess
+from netwright.bench.sequential import Looks
 from netwright.bench.stats import summarise
-from netwright.bench.store import Store
+from netwright.bench.store import Outcome, Store
 from netwright.recipes import Chain, parse_chain
 from netwright.training import Budget
 
@@ -120,6 +125,93 @@ def test_the_pareto_front_leaves_out_what_is_beaten_in_both() -> None:
     arms = (arm("a", 0.9, 100), arm("b", 0.8, 50), arm("c", 0.8, 60), arm("d", 0.95, 300), arm("e", 0.9, 100))
     result = Comparison(Study("iris"), (0, 1), "accuracy", (*arms, Arm("gone", {}, {}, {}, {}, {0: "why"})))
     assert result.pareto() == ("a", "b", "d", "e")
+
+
+def test_seeds_are_added_until_the_verdicts_are_settled() -> None:
+    asked: list[tuple[list[str], range]] = []
+    shift = {"baseline": 0.0, "clear": 0.5, "later": 0.06, "equal": 0.0}
+    rng = np.random.default_rng(2)
+
+    def run(arms: Sequence[str], seeds: Sequence[int]) -> dict[str, dict[int, Outcome]]:
+        asked.append((list(arms), range(seeds[0], seeds[-1] + 1)))
+        return {
+            arm: {s: Outcome("done", {"metrics": {"accuracy": shift[arm] + 0.05 * rng.normal()}}) for s in seeds}
+            for arm in arms
+        }
+
+    found = until_settled(run, list(shift), "accuracy", Looks.up_to(30))
+    assert asked[0] == (list(shift), range(5))
+    assert asked[1] == (["baseline", "later", "equal"], range(5, 10))  # what has a verdict gets no more seeds
+    wanted = [set(arms) for arms, _ in asked]
+    assert all(later <= earlier for earlier, later in itertools.pairwise(wanted))
+    assert all("baseline" in arms for arms in wanted)
+    assert len(found["clear"]) == 5
+    assert 10 <= len(found["equal"]) < 30  # given up
+    assert list(found["baseline"]) == list(range(asked[-1][1].stop))
+
+
+def test_added_seeds_are_the_same_cells_as_ever(store: Store) -> None:
+    def run(seeds: Any) -> Comparison:
+        return compare("iris", "linear", ["gradient-noise"], seeds=seeds, max_seeds=7, budget="1steps", store=store)
+
+    result = run("auto")
+    assert result.looks == Looks((5, 7))
+    assert "corrected for looking after 5, 7 seeds" in str(result.table().caption)
+    plain = run(result.seeds)
+    assert [arm.metrics for arm in plain.arms] == [arm.metrics for arm in result.arms]
+    assert run("auto") == result  # times included: nothing was run again
+
+
+def test_auto_goes_on_with_warm_workers_and_closes_them_once(store: Store) -> None:
+    class Counting(InProcess):
+        closed = 0
+
+        def close(self) -> None:
+            self.closed += 1
+
+    executor = Counting()
+    options = {"max_seeds": 6, "budget": "1steps", "store": store, "executor": lambda: executor}
+    compare("iris", "linear", ["gradient-noise"], seeds="auto", **options)  # type: ignore[arg-type]
+    assert executor.closed == 1
+
+
+def test_what_auto_refuses(store: Store) -> None:
+    with pytest.raises(ValueError, match="the largest number of seeds must be at least 2, got 1"):
+        compare("iris", "linear", seeds="auto", max_seeds=1, store=store)
+    with pytest.raises(ValueError, match=r"unknown choice of seeds 'atuo'; did you mean 'auto'\?"):
+        compare("iris", "linear", seeds="atuo", store=store)  # type: ignore[arg-type]
+
+
+def test_groups_add_up_to_the_whole() -> None:
+    study = Study("diabetes", "linear", Budget(steps=3), data_options={"slices": ["sex"]})
+    found = run(study, "baseline")
+    total = sum(group["count"] for group in found["groups"])
+    squared = sum(group["count"] * group["rmse"] ** 2 for group in found["groups"]) / total
+    assert squared**0.5 == pytest.approx(found["metrics"]["rmse"])
+    assert found["reliability"] == {}
+
+    found = run(Study("iris", "linear", Budget(steps=3)), "baseline")
+    assert [group["value"] for group in found["groups"]] == ["setosa", "versicolor", "virginica"]
+    for metric in ("accuracy", "nll", "brier"):
+        mean = sum(group["count"] * group[metric] for group in found["groups"]) / 30
+        assert mean == pytest.approx(found["metrics"][metric], rel=1e-5)
+    assert sum(found["reliability"]["count"]) == 30
+    assert sum(found["reliability"]["right"]) / 30 == pytest.approx(found["metrics"]["accuracy"])
+    gaps = (abs(a - b) for a, b in zip(found["reliability"]["confidence"], found["reliability"]["right"], strict=True))
+    assert sum(gaps) / 30 == pytest.approx(found["metrics"]["ece"])
+
+
+def test_groups_are_compared_in_the_metric_that_decides_if_it_is_a_mean(store: Store) -> None:
+    for metric, expected in {"nll": "nll", "ece": "accuracy", "accuracy": "accuracy"}.items():
+        result = compare(
+            "iris", "linear", ["gradient-noise"], seeds=range(2), budget="1steps", metric=metric, store=store
+        )
+        assert result.group_metric == expected
+        assert [group.name for group in result.arms[1].groups] == [
+            "class setosa",
+            "class versicolor",
+            "class virginica",
+        ]
 
 
 def test_no_seed_is_an_error(store: Store) -> None:

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from netwright import checks
-from netwright.bench.runner import LocalExecutor, run_cells
+from netwright.bench.local import local_executor
+from netwright.bench.runner import run_cells
 from netwright.bench.store import Cell, Outcome, Store
 
 
@@ -31,7 +32,7 @@ def store(tmp_path: Path) -> Store:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_every_cell_once_and_a_failure_stops_nothing(store: Store, workers: int) -> None:
     study = cells(5)
-    outcomes = run_cells(study, square, store, LocalExecutor(workers))
+    outcomes = run_cells(study, square, store, local_executor(workers))
     assert [outcomes[cell.key].status for cell in study] == ["done", "done", "done", "failed", "done"]
     assert [outcomes[cell.key].result.get("square") for cell in study] == [0, 1, 4, None, 16]
     assert outcomes[study[3].key].reason == "ValueError: three is no good"
@@ -41,31 +42,31 @@ def test_every_cell_once_and_a_failure_stops_nothing(store: Store, workers: int)
 
 def test_finished_cells_are_not_run_again(store: Store) -> None:
     study = cells(3)
-    run_cells(study[:2], square, store, LocalExecutor())
+    run_cells(study[:2], square, store, local_executor())
     ran: list[int] = []
 
     def count(config: Mapping[str, Any]) -> dict[str, Any]:
         ran.append(config["seed"])
         return {}
 
-    run_cells(study, count, store, LocalExecutor())
+    run_cells(study, count, store, local_executor())
     assert ran == [2]
     changed = [Cell("study", "arm", 0, {"seed": 0, "lr": 1})]
-    run_cells(changed, count, store, LocalExecutor())
+    run_cells(changed, count, store, local_executor())
     assert ran == [2, 0]
 
 
 def test_failed_cells_are_run_again_on_request(store: Store) -> None:
     study = cells(4)
-    run_cells(study, square, store, LocalExecutor())
+    run_cells(study, square, store, local_executor())
     ran: list[int] = []
 
     def heal(config: Mapping[str, Any]) -> dict[str, Any]:
         ran.append(config["seed"])
         return {}
 
-    assert run_cells(study, heal, store, LocalExecutor())[study[3].key].status == "failed"
-    assert run_cells(study, heal, store, LocalExecutor(), retry_failed=True)[study[3].key].status == "done"
+    assert run_cells(study, heal, store, local_executor())[study[3].key].status == "failed"
+    assert run_cells(study, heal, store, local_executor(), retry_failed=True)[study[3].key].status == "done"
     assert ran == [3]
 
 
@@ -76,13 +77,13 @@ def test_control_c_keeps_what_is_finished(store: Store) -> None:
         return {}
 
     with pytest.raises(checks.Interrupted, match="2 of 4 cells are finished and kept; run the same command to go on"):
-        run_cells(cells(4), stop_at_two, store, LocalExecutor())
+        run_cells(cells(4), stop_at_two, store, local_executor())
     assert len(store.find(cells(4))) == 2
 
 
 def test_threads_are_given_back(store: Store) -> None:
     before = torch.get_num_threads()
-    run_cells(cells(1), square, store, LocalExecutor())
+    run_cells(cells(1), square, store, local_executor())
     assert torch.get_num_threads() == before
 
 
@@ -122,10 +123,10 @@ def test_a_newer_store_is_refused(tmp_path: Path) -> None:
     connection.execute("INSERT INTO schema VALUES (99)")
     connection.commit()
     connection.close()
-    with pytest.raises(ValueError, match="has schema 99, this version of Netwright knows 1; upgrade Netwright"):
+    with pytest.raises(ValueError, match="has schema 99, this version of Netwright knows 2; upgrade Netwright"):
         Store(tmp_path / "runs.db")
 
 
 def test_workers_must_be_positive() -> None:
     with pytest.raises(ValueError, match="workers must be at least 1, got 0"):
-        LocalExecutor(0)
+        local_executor(0)

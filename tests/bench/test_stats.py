@@ -42,8 +42,13 @@ def test_the_p_value_is_scipys(pairs: list[tuple[float, float]]) -> None:
 
 def test_p_values_without_spread() -> None:
     assert paired_p_value([0.0, 0.0, 0.0]) == 1.0
-    assert paired_p_value([1.0, 1.0]) == 0.0
     assert paired_p_value([1.0]) == 1.0
+
+
+@pytest.mark.parametrize("count", [2, 5, 9])
+def test_equal_differences_are_worth_their_signs(count: int) -> None:
+    assert paired_p_value([1 / 30] * count) == 2.0 ** (1 - count)
+    assert paired_p_value([0.1 + 0.2 - 0.3 + 1.0] * (count - 1) + [1.0]) == 2.0 ** (1 - count)  # rounding is no spread
 
 
 def test_holm_against_a_worked_example() -> None:

@@ -41,11 +41,21 @@ def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     command = f"netwright {request.param} --data '<img src=x onerror=alert(1)>'"
     if request.param == "compare":
         store = Store(folder / "runs.db")
+        hostile = "<img src=x onerror='console.log(1)'>"
+        values, classes = (hostile, "</script>"), ("<svg onload=console.log(2)>", "no", "no")
+        rows = [f"{i},{values[i % 2]},{classes[i % 3]}" for i in range(60)]
+        (folder / "t.csv").write_text("\n".join([f"months,{hostile},churn", *rows]))
         result = compare(
-            "iris", "linear", ["gradient-noise", "phm[n=1]"], seeds=range(2), budget="3epochs", store=store
+            str(folder / "t.csv"),
+            "linear",
+            ["gradient-noise", "phm[n=1]"],
+            seeds=range(2),
+            budget="3epochs",
+            data_options={"target": "churn", "slices": (hostile,)},
+            store=store,
         )
         write_report(result, folder / "report.html", command=command)
-        plots = 5
+        plots = 7
     else:
         iris = load("iris")
         found = inspection.inspect(build_model("mlp", iris), iris, against=build_model("mlp", iris))
@@ -70,5 +80,6 @@ def test_the_console_is_silent(page: Page) -> None:
 
 def test_what_the_user_typed_is_text(page: Page) -> None:
     document, _, _ = page
-    assert "<img src=" not in document
+    for foreign in ("<img src=", "<svg onload"):
+        assert foreign not in document
     assert "&lt;img src=x" in document

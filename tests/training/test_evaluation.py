@@ -9,7 +9,15 @@ from sklearn import metrics as sklearn_metrics
 from torch import nn
 
 from netwright.data import Split
-from netwright.training import calibration_error, evaluate, noise_robustness, predict
+from netwright.training import (
+    calibration_error,
+    evaluate,
+    noise_robustness,
+    predict,
+    reliability,
+    score,
+    score_groups,
+)
 
 
 def test_classification_metrics_are_scikit_learns() -> None:
@@ -75,3 +83,32 @@ def test_prediction_keeps_modes_and_gradients_away() -> None:
 def test_wrong_number_of_outputs_in_regression() -> None:
     with pytest.raises(ValueError, match=r"output of the model must have size 1, got shape \(4, 2\)"):
         evaluate(nn.Linear(3, 2), Split(torch.randn(4, 3), torch.randn(4, 1)))
+
+
+def test_groups_are_scored_like_data_of_their_own() -> None:
+    outputs, targets = torch.randn(50, 3, dtype=torch.float64), torch.randint(3, (50,))
+    group_of = torch.randint(4, (50,)).clamp(max=2)  # nobody is in the last one
+    found = score_groups(outputs, Split(torch.zeros(50, 1), targets), group_of, 4)
+    assert found[3] == {"count": 0.0}
+    for group in range(3):
+        member = group_of == group
+        alone = score(outputs[member], Split(torch.zeros(int(member.sum()), 1), targets[member]))
+        expected = {"count": float(member.sum()), **{m: alone[m] for m in ("accuracy", "nll", "brier")}}
+        assert found[group] == pytest.approx(expected)
+    values = torch.randn(50, 2)
+    regression = Split(torch.zeros(50, 1), values, target_std=3.0)
+    (whole,) = score_groups(values + 0.5, regression, torch.zeros(50, dtype=torch.int64), 1)
+    assert whole == pytest.approx({"count": 50.0, "rmse": 1.5})
+
+
+def test_reliability_sums_to_the_whole() -> None:
+    probabilities, targets = torch.rand(200, 4).softmax(-1), torch.randint(4, (200,))
+    found = reliability(probabilities, targets, bins=7)
+    assert found.count.sum() == 200
+    assert found.right.sum() == (probabilities.argmax(-1) == targets).sum()
+    assert found.confidence.sum().item() == pytest.approx(probabilities.double().max(-1).values.sum().item())
+    edges = torch.arange(8) / 7
+    for index in range(7):
+        if found.count[index]:
+            mean = found.confidence[index] / found.count[index]
+            assert edges[index] < mean <= edges[index + 1]

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from netwright import cost
+from netwright.bench.distributed import run_distributed
 from netwright.bench.source import code_digest
 from netwright.bench.store import Cell
-from netwright.data import Splits, fingerprint, load
+from netwright.data import Split, Splits, fingerprint, load
 from netwright.models.baselines import build_model, check_outputs
 from netwright.recipes import Chain, parse_chain
 from netwright.training import (
@@ -24,9 +25,12 @@ from netwright.training import (
     Record,
     Settings,
     Trainer,
-    evaluate,
     make_fabric,
     noise_robustness,
+    predict,
+    reliability,
+    score,
+    score_groups,
     task_loss,
 )
 
@@ -45,6 +49,8 @@ class Study:
         noise: Standard deviation of the input noise (inputs have standard deviation 1) under which the model is tested.
         accelerator: Fabric's name of the device.
         precision: Fabric's name of the precision.
+        devices: How many devices a cell is spread over.
+        strategy: Fabric's name of how: ``"auto"``, ``"ddp"`` or ``"fsdp"``.
     """
 
     data: str
@@ -56,6 +62,8 @@ class Study:
     noise: float = 0.5
     accelerator: str = "cpu"
     precision: str = "32-true"
+    devices: int = 1
+    strategy: str = "auto"
 
     @property
     def name(self) -> str:
@@ -83,7 +91,8 @@ class Study:
 
     def load(self, seed: int) -> Splits:
         """The data, divided by ``seed``."""
-        return _load(self.data, fingerprint(self.data), seed, tuple(sorted(self.data_options.items())))
+        options = {name: tuple(v) if isinstance(v, list) else v for name, v in self.data_options.items()}
+        return _load(self.data, fingerprint(self.data), seed, tuple(sorted(options.items())))
 
 
 def build_arm(study: Study, chain: Chain, seed: int) -> tuple[nn.Module, Splits]:
@@ -104,9 +113,13 @@ def run_arm(config: Mapping[str, Any]) -> dict[str, Any]:
     """Train and measure one arm under one seed; the test part is read once, at the end.
 
     Returns:
-        ``metrics`` on the test part, ``costs``, and the ``curve`` of every evaluation during training.
+        ``metrics`` on the test part, the same by class and slice as ``groups``, ``reliability`` (see
+        :func:`netwright.training.reliability`; empty for regression), ``costs``, and the ``curve`` of every evaluation
+        during training.
     """
     study, seed = Study.of_config(config), int(config["seed"])
+    if study.devices > 1 and not torch.distributed.is_initialized():
+        return run_distributed(config)
     chain = parse_chain(config["chain"])
     model, splits = build_arm(study, chain, seed)
     trainer = Trainer(
@@ -114,7 +127,9 @@ def run_arm(config: Mapping[str, Any]) -> dict[str, Any]:
         budget=study.budget,
         settings=study.settings,
         seed=seed,
-        fabric=make_fabric(study.accelerator, precision=study.precision),
+        fabric=make_fabric(
+            study.accelerator, devices=study.devices, precision=study.precision, strategy=study.strategy
+        ),
         make_rule=chain.make_rule,
         patience=study.patience,
         initial_state=copy.deepcopy(model.state_dict()),
@@ -124,12 +139,36 @@ def run_arm(config: Mapping[str, Any]) -> dict[str, Any]:
     trainer.fit(model, chain.training_share)
     model = chain.finish(model, trainer)
     seconds = time.perf_counter() - start
-    metrics = evaluate(model, splits.test) | noise_robustness(model, splits.test, std=study.noise, seed=seed)
+    outputs = predict(model, splits.test.inputs)
+    noisy = noise_robustness(model, splits.test, std=study.noise, seed=seed)
     return {
-        "metrics": metrics,
+        "metrics": score(outputs, splits.test) | noisy,
+        "groups": _groups(outputs, splits),
+        "reliability": _reliability(outputs, splits.test),
         "costs": _costs(model, splits) | {"train_seconds": seconds},
         "curve": _curve(trainer.histories),
     }
+
+
+def _groups(outputs: Tensor, splits: Splits) -> list[dict[str, Any]]:
+    """Metrics of every class (``by`` is ``None``) and of every value of every slice that the test part has."""
+    divisions: list[tuple[str | None, tuple[str, ...], Tensor]] = []
+    if splits.classes:
+        divisions.append((None, splits.classes, splits.test.targets))
+    divisions += [(found.name, found.levels, found.numbers) for found in splits.slices]
+    return [
+        {"by": by, "value": value, **scores}
+        for by, values, numbers in divisions
+        for value, scores in zip(values, score_groups(outputs, splits.test, numbers, len(values)), strict=True)
+        if scores["count"]
+    ]
+
+
+def _reliability(outputs: Tensor, test: Split) -> dict[str, list[float]]:
+    if not test.is_classification:
+        return {}
+    found = reliability(outputs.softmax(-1), test.targets.to(outputs.device))
+    return {"count": found.count.tolist(), "confidence": found.confidence.tolist(), "right": found.right.tolist()}
 
 
 def _costs(model: nn.Module, splits: Splits) -> dict[str, float]:

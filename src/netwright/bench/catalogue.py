@@ -1,13 +1,13 @@
 """What Netwright holds: read from source files and committed evidence, without importing torch."""
 
 import ast
-import json
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from netwright.bench.evidence import load_evidence
 from netwright.claims import SCALES, Claim, Scale, read_claims
 
 _PACKAGE = Path(__file__).parent.parent
@@ -84,12 +84,16 @@ def read_recipes() -> list[RecipeEntry]:
 
 
 def read_evidence(slug: str) -> dict[Scale, dict[str, Any]]:
-    """The committed results of one claim by scale."""
+    """The committed results of one claim by scale.
+
+    Raises:
+        InputError: If a file is not as ``netwright reproduce`` writes it.
+    """
     found = {}
     for scale in SCALES:
         path = evidence_folder() / scale / f"{slug}.json"
         if path.is_file():
-            found[scale] = json.loads(path.read_text(encoding="utf-8"))
+            found[scale] = load_evidence(path)
     return found
 
 

@@ -8,7 +8,9 @@ from statistics import fmean
 import plotly.graph_objects as go
 
 from netwright.bench.compare import COSTS, Arm, Comparison
+from netwright.bench.groups import largest_loss, worst
 from netwright.bench.pages import COLOURS, picture, styled, write_page
+from netwright.bench.report_groups import differences_by_group, reliability_diagrams
 from netwright.bench.stats import Difference
 from netwright.training import METRICS
 
@@ -27,6 +29,12 @@ def write_report(result: Comparison, path: Path, *, command: str) -> None:
     if finished:
         figures = [_differences(result, finished, colour), _curves(result, finished, colour)]
         figures += [_accuracy_against(result, finished, colour, cost) for cost in ("nonzero", "macs", "latency_1")]
+    grouped = [arm for arm in finished if arm.groups]
+    compared = any(group.versus for arm in grouped for group in arm.groups)
+    group_figures = [differences_by_group(result, grouped, colour)] if compared else []
+    groups = {arm.name: {(group.by, group.value): group for group in arm.groups} for arm in grouped}
+    sure = [arm for arm in finished if arm.reliability]
+    calibration = picture(reliability_diagrams(sure, colour)) if sure else None
     write_page(
         path,
         "report.html.j2",
@@ -38,6 +46,14 @@ def write_report(result: Comparison, path: Path, *, command: str) -> None:
         front=result.pareto() if finished else (),
         sentence=_sentence(result),
         figures=[picture(figure) for figure in figures],
+        grouped=grouped,
+        group_figures=[picture(figure) for figure in group_figures],
+        groups=groups,
+        every_group={key: group for found in groups.values() for key, group in found.items()},
+        divisions=list(dict.fromkeys(group.by for arm in grouped for group in arm.groups)),
+        worst={arm.name: {group.by: group for group in worst(arm.groups, result.group_metric)} for arm in grouped},
+        loss={arm.name: largest_loss(arm.groups, result.group_metric) for arm in grouped},
+        calibration=calibration,
         command=command,
     )
 
@@ -60,9 +76,15 @@ def _sentence(result: Comparison) -> str:
         )
         if (names := verdicts[kind])
     ]
-    return (
-        f"Over {seeds} seeds, in {result.metric} on the test part: {'; '.join(said) or 'there is nothing to compare'}."
-    )
+    hidden = [
+        f" {arm.name} loses in {_enumerate([group.name for group in lost[:5]])}"
+        f"{f' and {len(lost) - 5} more' if len(lost) > 5 else ''}, although not on average."
+        for arm in result.arms[1:]
+        if (lost := result.hidden_losses(arm))
+    ]
+    over = f"Over up to {seeds}" if result.looks else f"Over {seeds}"
+    outcome = "; ".join(said) or "there is nothing to compare"
+    return f"{over} seeds, in {result.metric} on the test part: {outcome}.{''.join(hidden)}"
 
 
 def _enumerate(names: Sequence[str]) -> str:

@@ -15,7 +15,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from netwright import checks
-from netwright.bench.runner import Executor, LocalExecutor, run_cells
+from netwright.bench.executors import MakeExecutor
+from netwright.bench.local import local_executor
+from netwright.bench.runner import run_cells
 from netwright.bench.source import code_digest
 from netwright.bench.stats import CheckResult, Verdict, judge, judge_claim
 from netwright.bench.store import Cell, Store
@@ -90,7 +92,7 @@ def reproduce(
     seeds: Sequence[int] | None = None,
     device: str = "cpu",
     workers: int = 1,
-    executor: Executor | None = None,
+    executor: MakeExecutor | None = None,
     store: Store | None = None,
     console: Console | None = None,
     retry_failed: bool = False,
@@ -104,7 +106,7 @@ def reproduce(
         seeds: The seeds; 0 to 4 if not given, at the smoke scale 0.
         device: Where the networks are trained.
         workers: Processes side by side.
-        executor: Where cells run instead; local processes if not given.
+        executor: Makes what runs the cells instead of local processes, once for each claim.
         store: Where finished cells are kept; ``.netwright/runs.db`` if not given.
         console: Where progress is shown; nowhere if not given.
         retry_failed: Run cells again that failed before.
@@ -121,7 +123,8 @@ def reproduce(
     if not chosen:
         raise checks.InputError("a claim needs at least one seed, got none")
     store = store or Store()
-    executor = executor or LocalExecutor(workers)
+    checks.at_least("workers", workers, 1)
+    make = executor or (lambda: local_executor(workers))
     results = []
     for slug in dict.fromkeys(slugs):
         code = code_digest(f"netwright.claims.{slug.replace('-', '_')}")
@@ -134,7 +137,7 @@ def reproduce(
             )
             for seed in chosen
         ]
-        outcomes = run_cells(cells, run_trial, store, executor, console=console, retry_failed=retry_failed)
+        outcomes = run_cells(cells, run_trial, store, make(), console=console, retry_failed=retry_failed)
         by_seed = {cell.seed: outcomes[cell.key] for cell in cells}
         measurements = {
             seed: [Measurement(**row) for row in outcome.result["measurements"]]

@@ -1,69 +1,65 @@
 """Run the cells of a study that are not in the store yet, side by side, and keep each as soon as it is finished."""
 
+import math
 import signal
 import statistics
+import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import Any, Protocol
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from netwright import checks
-from netwright.bench.processes import worker_context
 from netwright.bench.store import Cell, Outcome, Store
 
 Work = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
+# how often a cell is started before it counts as one that kills its worker
+ATTEMPTS = 3
+_POLL_SECONDS = 0.5
+
+
+class WorkerDied(Exception):
+    """The process that ran a cell is gone; the message says how."""
+
 
 class Executor(Protocol):
-    """Where cells run. Local processes are one implementation; a cluster can be another."""
+    """Where cells run: local processes, or a cluster.
 
-    def run(self, cells: Sequence[Cell], work: Work) -> Iterator[tuple[Cell, Outcome]]:
-        """Yield every cell with its outcome, in the order in which they finish."""
+    Attributes:
+        slots: How many cells it runs side by side.
+    """
+
+    slots: int
+
+    def submit(self, cell: Cell, work: Work) -> None:
+        """Start a cell, or take it on to start it as soon as there is room."""
+        ...
+
+    def wait(self, seconds: float) -> list[tuple[Cell, Outcome | WorkerDied]]:
+        """What has finished since the last call; waits for the first for so many seconds at most."""
+        ...
+
+    def close(self) -> None:
+        """Stop everything that still runs, at once."""
         ...
 
 
-class LocalExecutor:
-    """Runs cells in ``workers`` processes of this machine, one torch thread each; with one worker in this process."""
-
-    def __init__(self, workers: int = 1) -> None:
-        checks.at_least("workers", workers, 1)
-        self.workers = workers
-        self.context = worker_context() if workers > 1 else None
-
-    def run(self, cells: Sequence[Cell], work: Work) -> Iterator[tuple[Cell, Outcome]]:
-        """Yield every cell with its outcome, in the order in which they finish."""
-        if self.workers == 1 or len(cells) == 1:
-            threads = torch.get_num_threads()
-            torch.set_num_threads(1)
-            try:
-                for cell in cells:
-                    yield cell, attempt(work, cell.config)
-            finally:
-                torch.set_num_threads(threads)
-            return
-        pool = ProcessPoolExecutor(min(self.workers, len(cells)), self.context, initializer=_start_worker)
-        try:
-            running: dict[Future[Outcome], Cell] = {pool.submit(attempt, work, c.config): c for c in cells}
-            while running:
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    yield running.pop(future), _outcome_of(future)
-        finally:
-            for process in list((pool._processes or {}).values()):
-                process.terminate()
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
 def attempt(work: Work, config: Mapping[str, Any]) -> Outcome:
-    """Do the work of one cell; an error becomes a failed outcome with its reason."""
+    """Do the work of one cell; an error, or a result that is not finite, becomes a failed outcome with its reason."""
     start = time.perf_counter()
     try:
-        return Outcome("done", work(config), seconds=time.perf_counter() - start)
+        result = work(config)
+        where = _not_finite(result)
+        if where is not None:
+            reason = f"the result is not finite: {where}"
+            return Outcome("failed", {}, reason, seconds=time.perf_counter() - start)
+        return Outcome("done", result, seconds=time.perf_counter() - start)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         return Outcome("failed", {"traceback": traceback.format_exc()}, reason, time.perf_counter() - start)
@@ -80,63 +76,160 @@ def run_cells(
 ) -> dict[str, Outcome]:
     """Run what is not finished, keep it, and return the outcomes of all cells by key.
 
+    Other processes may run the same study on the same store: each cell is run by one of them. The first Ctrl-C lets
+    what runs finish, the second one stops it.
+
     Args:
         cells: The study.
         work: Does one cell: configuration in, result out, both JSON values; a function of a module.
         store: Where finished cells are.
-        executor: Where unfinished cells run.
+        executor: Where unfinished cells run; it is closed at the end.
         console: Where progress is shown; nowhere if not given.
         retry_failed: Run cells again that failed before.
 
     Raises:
         checks.Interrupted: On Ctrl-C. What is finished is kept.
+        StoreLost: If the store stops answering.
     """
     finished = store.find(cells)
     if retry_failed:
         finished = {key: outcome for key, outcome in finished.items() if outcome.status == "done"}
-    left = [cell for cell in cells if cell.key not in finished]
-    if not left:
-        return finished
-    progress = _progress_bar(console)
-    seconds = [outcome.seconds for outcome in finished.values() if outcome.seconds > 0]
-    workers = getattr(executor, "workers", 1)
-    with progress:
-        task = progress.add_task(_doing(left[0]), total=len(cells), completed=len(finished), left="")
-        try:
-            for cell, outcome in executor.run(left, work):
-                if outcome.reason == _WORKER_DIED:
-                    continue  # nothing is known about this cell: it stays open
-                store.save(cell, outcome)
-                finished[cell.key] = outcome
-                seconds.append(outcome.seconds)
-                remaining = (len(cells) - len(finished)) * statistics.fmean(seconds) / workers
-                progress.update(task, advance=1, description=_doing(cell), left=_duration(remaining))
-                if outcome.status == "failed":
-                    progress.console.print(f"[red]failed[/] {cell.arm}, seed {cell.seed}: {outcome.reason}")
-        except KeyboardInterrupt:
-            kept = len(store.find(cells))  # the interrupt may have come between saving a cell and counting it
-            raise checks.Interrupted(
-                f"stopped: {kept} of {len(cells)} cells are finished and kept; run the same command to go on"
-            ) from None
     if len(finished) < len(cells):
-        lost = len(cells) - len(finished)
-        raise RuntimeError(f"{_WORKER_DIED}: {lost} cells are not finished; run the same command to go on")
+        try:
+            with store.heartbeat(), _interrupts() as interrupts:
+                _Run(cells, work, store, executor, finished, retry_failed, interrupts).go(_progress_bar(console))
+        finally:
+            executor.close()
     return finished
 
 
-_WORKER_DIED = "a worker process died (out of memory, or killed)"
+class _Run:
+    """One process's part in a study."""
+
+    def __init__(
+        self,
+        cells: Sequence[Cell],
+        work: Work,
+        store: Store,
+        executor: Executor,
+        finished: dict[str, Outcome],
+        retry_failed: bool,
+        interrupts: "_Interrupts",
+    ) -> None:
+        self.cells, self.work, self.store, self.executor = cells, work, store, executor
+        self.finished, self.retry_failed, self.interrupts = finished, retry_failed, interrupts
+        self.waiting = [cell for cell in cells if cell.key not in finished]
+        self.running: dict[str, Cell] = {}
+        self.deaths: Counter[str] = Counter()
+        self.seconds = [outcome.seconds for outcome in finished.values() if outcome.seconds > 0]
+
+    def go(self, progress: Progress) -> None:
+        with progress:
+            task = progress.add_task(self.cells[0].study, total=len(self.cells), completed=len(self.finished), left="")
+            try:
+                while self.waiting or self.running:
+                    if self.interrupts.asked and not self.running:
+                        raise KeyboardInterrupt
+                    self._start_some()
+                    if self.interrupts.asked and not self.interrupts.said:
+                        self.interrupts.said = True
+                        progress.console.print(
+                            f"finishing {len(self.running)} running cell{'s' * (len(self.running) != 1)}; "
+                            "Ctrl-C again to stop now"
+                        )
+                    for cell, outcome in self._wait():
+                        progress.update(
+                            task, completed=len(self.finished), description=cell.study, left=self._time_left()
+                        )
+                        if outcome.status == "failed":
+                            progress.console.print(
+                                f"[red]failed[/] {cell.arm}, seed {cell.seed}: {outcome.reason}", soft_wrap=True
+                            )
+            except KeyboardInterrupt:
+                self.executor.close()
+                kept = len(self.store.find(self.cells))  # the interrupt may have come between saving and counting
+                raise checks.Interrupted(
+                    f"stopped: {kept} of {len(self.cells)} cells are finished and kept; run the same command to go on"
+                ) from None
+
+    def _start_some(self) -> None:
+        while self.waiting and len(self.running) < self.executor.slots and not self.interrupts.asked:
+            cell = self.store.claim(self.waiting, again=self.retry_failed)
+            if cell is None:
+                return
+            self.waiting.remove(cell)
+            self.running[cell.key] = cell
+            self.executor.submit(cell, self.work)
+
+    def _wait(self) -> Iterator[tuple[Cell, Outcome]]:
+        """What this process has finished, else what others have."""
+        if not self.running:
+            time.sleep(_POLL_SECONDS)
+            yield from self._found_elsewhere()
+            return
+        for cell, found in self.executor.wait(_POLL_SECONDS):
+            del self.running[cell.key]
+            if isinstance(found, WorkerDied):
+                self.deaths[cell.key] += 1
+                if self.deaths[cell.key] < ATTEMPTS:
+                    self.running[cell.key] = cell
+                    self.executor.submit(cell, self.work)
+                    continue
+                found = Outcome("failed", {}, f"{found}, {ATTEMPTS} times")
+            self.store.save(cell, found)
+            self.finished[cell.key] = found
+            self.seconds.append(found.seconds)
+            yield cell, found
+
+    def _found_elsewhere(self) -> Iterator[tuple[Cell, Outcome]]:
+        outcomes = self.store.find(self.waiting)
+        for cell in list(self.waiting):
+            outcome = outcomes.get(cell.key)
+            if outcome is not None and (outcome.status == "done" or not self.retry_failed):
+                self.waiting.remove(cell)
+                self.finished[cell.key] = outcome
+                yield cell, outcome
+
+    def _time_left(self) -> str:
+        left = len(self.cells) - len(self.finished)
+        seconds = left * statistics.fmean(self.seconds or [0.0]) / self.executor.slots
+        minutes, rest = divmod(round(seconds), 60)
+        return f"about {minutes}:{rest:02d} left"
 
 
-def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
-    torch.set_num_threads(1)
+class _Interrupts:
+    """How often Ctrl-C was pressed: the first time asks to finish, the second one stops."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.said = False
+
+    def __call__(self, number: int, frame: object) -> None:  # noqa: ARG002 - the signature of a signal handler
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
 
 
-def _outcome_of(future: Future[Outcome]) -> Outcome:
+@contextmanager
+def _interrupts() -> Iterator[_Interrupts]:
+    interrupts = _Interrupts()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupts
+        return
+    before = signal.signal(signal.SIGINT, interrupts)
     try:
-        return future.result()
-    except BrokenProcessPool:
-        return Outcome("failed", {}, _WORKER_DIED)
+        yield interrupts
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _not_finite(value: Any, name: str = "") -> str | None:
+    """Where in a result the first number is that is not finite, and what it is."""
+    if isinstance(value, float):
+        return None if math.isfinite(value) else f"{name} is {value}"
+    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
+    found = (_not_finite(item, f"{name}.{key}".lstrip(".")) for key, item in items)
+    return next((where for where in found if where is not None), None)
 
 
 def _progress_bar(console: Console | None) -> Progress:
@@ -152,13 +245,4 @@ def _progress_bar(console: Console | None) -> Progress:
     )
 
 
-def _doing(cell: Cell) -> str:
-    return f"{cell.study}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"about {minutes}:{rest:02d} left"
-
-
-__all__ = ["Executor", "LocalExecutor", "Work", "attempt", "run_cells"]
+__all__ = ["ATTEMPTS", "Executor", "Work", "WorkerDied", "attempt", "run_cells"]

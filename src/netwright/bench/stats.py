@@ -1,15 +1,19 @@
 """Statistics of paired seeds: intervals, corrected comparisons, and the verdict on a claim."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TypeVar
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from netwright import checks
+from netwright.bench.sequential import HOPELESS, Looks
 from netwright.claims import Check, Measurement
+
+Key = TypeVar("Key", bound=Hashable)
 
 
 class Verdict(StrEnum):
@@ -51,18 +55,23 @@ def summarise(values: Sequence[float], confidence: float = 0.95) -> Summary:
     if len(sample) < 2:
         return Summary(mean, None, None, tuple(sample.tolist()))
     se = float(sample.std(ddof=1) / math.sqrt(len(sample)))
-    half = float(stats.t.ppf((1 + confidence) / 2, len(sample) - 1)) * se
+    half = float(special.stdtrit(len(sample) - 1, (1 + confidence) / 2)) * se
     return Summary(mean, se, (mean - half, mean + half), tuple(sample.tolist()))
 
 
 def paired_p_value(differences: Sequence[float]) -> float:
-    """Two-sided p-value of the paired t-test; differences that are all the same are certain unless they are 0."""
+    r"""Two-sided p-value of the paired t-test.
+
+    Differences that are all the same have no spread to divide by. On a coarse scale (30 test samples) that happens by
+    chance, so they are worth what their signs are: :math:`2^{1-n}`, the sign test's p-value; 1 if they are all 0.
+    """
     summary = summarise(differences)
-    if summary.se is None:
+    if summary.se is None or not any(differences):
         return 1.0
-    if summary.se == 0:
-        return 1.0 if summary.mean == 0 else 0.0
-    return float(2 * stats.t.sf(abs(summary.mean) / summary.se, len(differences) - 1))
+    if max(summary.values) - min(summary.values) <= 1e-12 * abs(summary.mean):
+        return float(2.0 ** (1 - len(differences)))
+    assert summary.se > 0
+    return float(2 * special.stdtr(len(differences) - 1, -abs(summary.mean) / summary.se))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -78,7 +87,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class ArmComparison:
-    """One arm against the baseline in one metric; differences are arm − baseline, paired by seed."""
+    """One arm against the baseline in one metric; differences are arm − baseline, paired by seed.
+
+    Attributes:
+        difference: The differences; the interval is not corrected for the number of arms, but for the looks, if any.
+        p_value: Corrected for the number of arms and for the looks.
+        verdict: What follows at the level that was asked for.
+    """
 
     difference: Summary
     p_value: float
@@ -86,7 +101,11 @@ class ArmComparison:
 
 
 def compare_arms(
-    arms: Mapping[str, Mapping[int, float]], baseline: Mapping[int, float], better: str, level: float = 0.05
+    arms: Mapping[str, Mapping[int, float]],
+    baseline: Mapping[int, float],
+    better: str,
+    level: float = 0.05,
+    looks: Looks | None = None,
 ) -> dict[str, ArmComparison]:
     """Compare every arm with the baseline, with Holm's correction over the arms.
 
@@ -95,32 +114,73 @@ def compare_arms(
         baseline: The metric of the baseline by seed.
         better: ``"higher"`` or ``"lower"``.
         level: Largest probability of calling any arm different when none is.
+        looks: After how many seeds, counted from 0, the arms were judged; not given if that is done once, at the end.
 
     Returns:
         For each arm, the paired difference with its (uncorrected) 95 % interval, the corrected p-value and the verdict.
         An arm that has fewer than two seeds in common with the baseline gets no verdict.
     """
     paired = {
-        name: [values[seed] - baseline[seed] for seed in sorted(values.keys() & baseline.keys())]
+        name: {seed: values[seed] - baseline[seed] for seed in sorted(values.keys() & baseline.keys())}
         for name, values in arms.items()
     }
-    tested = [name for name, differences in paired.items() if len(differences) >= 2]
-    corrected = dict(zip(tested, holm([paired_p_value(paired[name]) for name in tested]), strict=True))
+    return compare_differences(paired, better, level, looks)
+
+
+def compare_differences(
+    paired: Mapping[Key, Mapping[int, float]], better: str, level: float = 0.05, looks: Looks | None = None
+) -> dict[Key, ArmComparison]:
+    """Judge many paired differences, each by seed in rising order, with Holm's correction over all of them.
+
+    The other arguments and the result are those of :func:`compare_arms`.
+    """
+    paired = {key: differences for key, differences in paired.items() if differences}
+    seen = {key: p_values_at(differences, looks) for key, differences in paired.items()}
+    raw = {
+        key: found[-1] if looks is None else looks.p_value(found)
+        for key, found in seen.items()
+        if found and len(paired[key]) >= 2
+    }
+    corrected = dict(zip(raw, holm(list(raw.values())), strict=True))
     sign = 1 if better == "higher" else -1
     comparisons = {}
-    for name, differences in paired.items():
-        if not differences:
-            continue
-        summary = summarise(differences)
-        p_value = corrected.get(name, 1.0)
-        if name not in corrected:
+    for key, differences in paired.items():
+        confidence = 0.95 if looks is None or not seen[key] else 1 - looks.critical(len(seen[key]) - 1, 0.05)
+        summary = summarise(list(differences.values()), confidence)
+        p_value = corrected.get(key, 1.0)
+        if key not in corrected:
             verdict = Difference.UNKNOWN
         elif p_value >= level:
             verdict = Difference.NONE_SEEN
         else:
             verdict = Difference.BETTER if sign * summary.mean > 0 else Difference.WORSE
-        comparisons[name] = ArmComparison(summary, p_value, verdict)
+        comparisons[key] = ArmComparison(summary, p_value, verdict)
     return comparisons
+
+
+def undecided(
+    arms: Mapping[str, Mapping[int, float]], baseline: Mapping[int, float], better: str, looks: Looks
+) -> list[str]:
+    """The arms that should get more seeds: without a verdict, with seeds left, and with a fair chance of a verdict."""
+    found = []
+    for name, comparison in compare_arms(arms, baseline, better, looks=looks).items():
+        seeds = sorted(arms[name].keys() & baseline.keys())
+        p_values = p_values_at({seed: arms[name][seed] - baseline[seed] for seed in seeds}, looks)
+        look = len(p_values) - 1
+        if comparison.verdict in (Difference.BETTER, Difference.WORSE) or look == len(looks.seeds) - 1:
+            continue
+        if looks.chance_left(p_values[-1], look) >= HOPELESS:
+            found.append(name)
+    return found
+
+
+def p_values_at(differences: Mapping[int, float], looks: Looks | None) -> list[float]:
+    """The p-value of the paired t-test at every look that there were new seeds for; at the end, without looks."""
+    if looks is None:
+        return [paired_p_value(list(differences.values()))]
+    last = max(differences, default=-1)
+    reached = [count for before, count in zip((0, *looks.seeds), looks.seeds, strict=False) if last >= before]
+    return [paired_p_value([d for seed, d in differences.items() if seed < count]) for count in reached]
 
 
 @dataclass(frozen=True)
@@ -211,9 +271,12 @@ __all__ = [
     "Summary",
     "Verdict",
     "compare_arms",
+    "compare_differences",
     "holm",
     "judge",
     "judge_claim",
+    "p_values_at",
     "paired_p_value",
     "summarise",
+    "undecided",
 ]

@@ -1,6 +1,7 @@
 """NPZ files: arrays of numbers or pictures and their targets. Never unpickled."""
 
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from netwright import checks
 from netwright.data.labels import encode_labels, is_regression
 from netwright.data.raw import Raw
+from netwright.data.slices import as_values, check_names
 from netwright.data.splits import Task
 
 NAMES = (("x", "y"), ("images", "labels"), ("inputs", "targets"), ("data", "target"))
@@ -21,7 +23,9 @@ class _Pair(NamedTuple):
     targets: NDArray[Any]
 
 
-def read_npz(path: Path, task: Literal["classification", "regression"] | None = None) -> Raw:
+def read_npz(
+    path: Path, task: Literal["classification", "regression"] | None = None, slices: Sequence[str] = ()
+) -> Raw:
     """Read inputs and targets under any of the usual names (:data:`NAMES`), also as ``train_…``, ``val_…``, ``test_…``.
 
     Inputs are tables ``(samples, features)``, or pictures ``(samples, height, width)``,
@@ -30,11 +34,13 @@ def read_npz(path: Path, task: Literal["classification", "regression"] | None = 
     Args:
         path: The file. An array ``classes`` in it names the classes.
         task: Seen from the targets if not given; pictures are always classified.
+        slices: Names of arrays with one value a sample (in divided data as ``train_…``, ``val_…``, ``test_…``), which
+            divide the samples into subgroups.
 
     Raises:
         InputError: If the file is no NPZ, holds Python objects, or the arrays do not fit together.
     """
-    parts, names = _read(path)
+    parts, names, groups = _read(path, slices)
     inputs = _join([pair.inputs for pair in parts.values()], path)
     targets = _join([pair.targets for pair in parts.values()], path)
     bounds = np.cumsum([0, *(len(pair.inputs) for pair in parts.values())])
@@ -47,7 +53,8 @@ def read_npz(path: Path, task: Literal["classification", "regression"] | None = 
         if task == "regression" or (targets.dtype.kind == "f" and (targets != np.round(targets)).any()):
             checks.fail(f"pictures can only be classified: targets in {path} must be classes", "numbers to predict")
         numbers, classes = encode_labels(targets, names)
-        return Raw(channels_first(inputs), numbers, Task.IMAGE_CLASSIFICATION, classes, val=val, test=test)
+        pictures = channels_first(inputs)
+        return Raw(pictures, numbers, Task.IMAGE_CLASSIFICATION, classes, val=val, test=test, slices=groups)
 
     inputs = inputs.astype(np.float64)
     columns = tuple(f"x{i}" for i in range(inputs.shape[1]))
@@ -55,9 +62,9 @@ def read_npz(path: Path, task: Literal["classification", "regression"] | None = 
         if targets.dtype.kind not in "biuf":
             checks.fail(f"the targets of a regression in {path} must be numbers", f"type {targets.dtype}")
         values = targets.astype(np.float64).reshape(len(targets), -1)
-        return Raw(inputs, values, Task.TABULAR_REGRESSION, columns=columns, val=val, test=test)
+        return Raw(inputs, values, Task.TABULAR_REGRESSION, columns=columns, val=val, test=test, slices=groups)
     numbers, classes = encode_labels(targets, names)
-    return Raw(inputs, numbers, Task.TABULAR_CLASSIFICATION, classes, columns, val, test)
+    return Raw(inputs, numbers, Task.TABULAR_CLASSIFICATION, classes, columns, val, test, slices=groups)
 
 
 def channels_first(images: NDArray[Any]) -> NDArray[Any]:
@@ -72,18 +79,21 @@ def channels_first(images: NDArray[Any]) -> NDArray[Any]:
     return np.moveaxis(images, 3, 1) if last and (not first or images.dtype == np.uint8) else images
 
 
-def _read(path: Path) -> tuple[dict[str, _Pair], NDArray[Any] | None]:
-    """The parts of the data, all of it as ``train`` if it is not divided, and the names of the classes."""
+def _read(
+    path: Path, slices: Sequence[str]
+) -> tuple[dict[str, _Pair], NDArray[Any] | None, dict[str, NDArray[np.str_]]]:
+    """The parts of the data, all of it as ``train`` if it is not divided, the names of the classes, and the slices."""
     try:
         with path.open("rb") as stream:
             file = np.load(stream, allow_pickle=False)
             if not isinstance(file, np.lib.npyio.NpzFile):
                 checks.fail(f"{path} must be written by np.savez(path, x=…, y=…)", "a single array")
+            found = _find(file.files, path)
             parts = {
-                part: _check(_array(file, x, path), _array(file, y, path), x, y, path)
-                for part, (x, y) in _find(file.files, path).items()
+                part: _check(_array(file, x, path), _array(file, y, path), x, y, path) for part, (x, y) in found.items()
             }
-            return parts, _array(file, "classes", path) if "classes" in file.files else None
+            values = {name: _slice(file, name, parts, path) for name in slices}
+            return parts, _array(file, "classes", path) if "classes" in file.files else None, values
     except checks.InputError:
         raise
     except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
@@ -101,6 +111,18 @@ def _array(file: np.lib.npyio.NpzFile, name: str, path: Path) -> NDArray[Any]:
             f"code; save it as numbers or text, for instance {name}.astype(float) or {name}.astype(str)"
         ) from error
     return array
+
+
+def _slice(file: np.lib.npyio.NpzFile, name: str, parts: dict[str, _Pair], path: Path) -> NDArray[np.str_]:
+    """One value for each sample of all parts, in their order."""
+    names = [name] if name in file.files or len(parts) == 1 else [f"{part}_{name}" for part in parts]
+    check_names(names, file.files, path)
+    arrays = [_array(file, one, path) for one in names]
+    column = arrays[0] if len(arrays) == 1 else _join(arrays, path)
+    total = sum(len(pair.targets) for pair in parts.values())
+    if column.shape[:1] != (total,):
+        checks.fail(f"the slice {name!r} in {path} must have one value for each of the {total} samples", column.shape)
+    return as_values(column, name, path)
 
 
 def _find(names: list[str], path: Path) -> dict[str, tuple[str, str]]:

@@ -15,6 +15,7 @@ from netwright.data.divide import Division, divide
 from netwright.data.normalise import scale_of_columns, scale_of_images, scale_of_targets
 from netwright.data.public import CUT_DOWN, PUBLIC, cut_down_file, read_public
 from netwright.data.raw import Raw
+from netwright.data.slices import slices_of_test
 from netwright.data.splits import Split, Splits, Task
 
 TABLE_SUFFIXES = (".csv", ".tsv")
@@ -31,6 +32,7 @@ def load(
     impute: bool = False,
     drop: Sequence[str] = (),
     image_size: int | tuple[int, int] | None = None,
+    slices: Sequence[str] = (),
 ) -> Splits:
     """Load a data set, divide it into training, validation and test part, and normalise it.
 
@@ -52,6 +54,9 @@ def load(
             the training part; without it they are an error.
         drop: Columns of a CSV file to leave out.
         image_size: Height and width to bring the pictures of a folder to; one number for squares.
+        slices: Columns whose values divide the test part into subgroups to report on, each with 2 to 50 different
+            values: of a CSV file (also one that is dropped), of a table that comes with scikit-learn, or arrays of an
+            NPZ file with one value a sample.
 
     Returns:
         The three parts, held in memory as float32 (images ``(samples, channels, height, width)``).
@@ -75,20 +80,27 @@ def load(
     _only_for(kind, "folder", image_size=image_size)
     if kind not in ("table", "npz"):
         _only_for(kind, "table", task=task)
+    asked = (slices,) if isinstance(slices, str) else tuple(dict.fromkeys(slices))
+    if asked and kind not in ("table", "npz", "bundled"):
+        checks.fail(
+            "slices are columns of a CSV file or of a bundled table, or arrays of an NPZ file (classes are reported on "
+            "anyway); leave them out",
+            f"slices={asked} for data of another kind",
+        )
 
     if kind == "table":
         from netwright.data.tables import read_table
 
         dropped = [drop] if isinstance(drop, str) else drop
-        raw = read_table(Path(source), target, task=task, drop=dropped, impute=impute)
+        raw = read_table(Path(source), target, task=task, drop=dropped, impute=impute, slices=asked)
     elif kind == "npz":
-        raw = read_npz(Path(source), task)
+        raw = read_npz(Path(source), task, asked)
     elif kind == "folder":
         from netwright.data.folders import read_folder
 
         raw = read_folder(Path(source), image_size)
     elif kind == "bundled":
-        raw = read_bundled(str(source))
+        raw = read_bundled(str(source), asked)
     elif kind == "cut-down":
         raw = read_npz(cut_down_file(str(source)))
     else:
@@ -114,6 +126,7 @@ def prepare(raw: Raw, name: str, *, seed: int = 0, train: int | None = None) -> 
         columns=columns,
         edges=None if raw.edges is None else torch.from_numpy(raw.edges),
         features=features,
+        slices=slices_of_test(raw.slices, division.test),
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,6 +32,7 @@ class Raw:
         test: Which samples the publisher of the data keeps for testing, if any.
         features: Features of all nodes of a graph ``(nodes, features)``.
         edges: Edges of a graph ``(2, number)``.
+        slices: For each column that the user names, what each sample has there: see :mod:`netwright.data.slices`.
     """
 
     inputs: NDArray[Any] | pd.DataFrame
@@ -42,6 +44,7 @@ class Raw:
     test: Indices | None = None
     features: NDArray[np.float32] | None = None
     edges: NDArray[np.int64] | None = None
+    slices: Mapping[str, NDArray[np.str_]] = field(default_factory=dict)
 
 
 __all__ = ["Indices", "Raw"]

@@ -93,6 +93,21 @@ class Split:
 
 
 @dataclass(frozen=True, eq=False)
+class Slice:
+    """A column whose values divide the test part into subgroups.
+
+    Attributes:
+        name: What the user calls it.
+        levels: The values.
+        numbers: For each sample of the test part, the number of its value ``(samples,)``, int64.
+    """
+
+    name: str
+    levels: tuple[str, ...]
+    numbers: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class Splits:
     """A data set, divided.
 
@@ -108,6 +123,7 @@ class Splits:
         columns: Names of the input features of a table.
         edges: Edges ``(2, number)`` of a graph whose nodes are the samples, else ``None``.
         features: Features ``(nodes, features)`` of all nodes of that graph, also of those in no part, else ``None``.
+        slices: Subgroups of the test part that the user asked for.
     """
 
     name: str
@@ -120,6 +136,7 @@ class Splits:
     columns: tuple[str, ...] = ()
     edges: Tensor | None = None
     features: Tensor | None = None
+    slices: tuple[Slice, ...] = ()
 
     @property
     def outputs(self) -> int:
@@ -141,4 +158,4 @@ class Splits:
         return replace(self, input_shape=tuple(parts["train"].inputs.shape[1:]), **parts)
 
 
-__all__ = ["ALL_TASKS", "IMAGES", "TABLES", "Batch", "Split", "Splits", "Task"]
+__all__ = ["ALL_TASKS", "IMAGES", "TABLES", "Batch", "Slice", "Split", "Splits", "Task"]

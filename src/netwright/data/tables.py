@@ -17,6 +17,7 @@ from pandas.api.types import is_bool_dtype, is_numeric_dtype
 from netwright import checks
 from netwright.data.labels import encode_labels, is_regression
 from netwright.data.raw import Indices, Raw
+from netwright.data.slices import as_values, check_names
 from netwright.data.splits import Task
 
 SEPARATORS = (",", ";", "\t")
@@ -33,6 +34,7 @@ def read_table(
     task: Literal["classification", "regression"] | None = None,
     drop: Sequence[str] = (),
     impute: bool = False,
+    slices: Sequence[str] = (),
 ) -> Raw:
     """Read a CSV file with a header, separated by commas, semicolons or tabs (whichever the header has most of).
 
@@ -46,6 +48,7 @@ def read_table(
         task: Seen from the target if not given.
         drop: Columns to leave out.
         impute: Let missing values through, for :func:`encode` to fill.
+        slices: Columns whose values divide the samples into subgroups; the network sees them unless they are dropped.
 
     Raises:
         InputError: If the file or a column cannot be learned from; the message names it and says what to do.
@@ -60,6 +63,9 @@ def read_table(
     for kind, name in (("target", target), *(("column to drop", name) for name in drop)):
         if name not in columns:
             raise checks.InputError(f"{path} has no {kind} {name!r}; {checks.did_you_mean(name, columns)}")
+    check_names(slices, columns, path)
+    if target in slices:
+        checks.fail("the target cannot be a slice; its classes are reported on anyway", repr(target))
     if target in drop:
         checks.fail("the target cannot be dropped", f"{target!r} for both")
     wanted, features = frame[target], _without_booleans(frame.drop(columns=[target, *drop]))
@@ -71,13 +77,14 @@ def read_table(
     if not impute:
         _check_complete(features, path, "fill them, remove those rows, or give impute=True (--impute)")
 
+    values = {name: as_values(frame[name].to_numpy(), name, path) for name in slices}
     labels = _labels(wanted)
     if task == "regression" or (task is None and is_regression(labels)):
         if labels.dtype.kind not in "biuf":
             checks.fail(f"the target {target!r} of a regression must be numeric", f"{str(labels[0])!r} for instance")
-        return Raw(features, labels.astype(np.float64)[:, None], Task.TABULAR_REGRESSION)
+        return Raw(features, labels.astype(np.float64)[:, None], Task.TABULAR_REGRESSION, slices=values)
     numbers, classes = encode_labels(labels)
-    return Raw(features, numbers, Task.TABULAR_CLASSIFICATION, classes)
+    return Raw(features, numbers, Task.TABULAR_CLASSIFICATION, classes, slices=values)
 
 
 def encode(features: pd.DataFrame, train: Indices) -> tuple[NDArray[np.float64], tuple[str, ...], NDArray[np.bool_]]:

@@ -1,7 +1,17 @@
 """Training: :func:`fit`, and the learning rules that can stand in for plain backprop."""
 
 from netwright.training.budget import Budget, Settings
-from netwright.training.evaluation import METRICS, calibration_error, evaluate, noise_robustness, predict
+from netwright.training.evaluation import (
+    METRICS,
+    Reliability,
+    calibration_error,
+    evaluate,
+    noise_robustness,
+    predict,
+    reliability,
+    score,
+    score_groups,
+)
 from netwright.training.fit import Diverged, History, Observer, Record, fit, make_backprop
 from netwright.training.rules import Backprop, Loss, Rule, make_fabric, task_loss
 from netwright.training.trainer import Trainer
@@ -15,6 +25,7 @@ __all__ = [
     "Loss",
     "Observer",
     "Record",
+    "Reliability",
     "Rule",
     "Settings",
     "Trainer",
@@ -25,5 +36,8 @@ __all__ = [
     "make_fabric",
     "noise_robustness",
     "predict",
+    "reliability",
+    "score",
+    "score_groups",
     "task_loss",
 ]

@@ -1,6 +1,7 @@
 """How good a trained network is on one part of the data."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -82,6 +83,47 @@ def predict(model: nn.Module, inputs: Tensor, *, batch_size: int = 1024) -> Tens
     return outputs.float() if outputs.dtype in (torch.float16, torch.bfloat16) else outputs
 
 
+@dataclass(frozen=True)
+class Reliability:
+    """How often a network is right where it is how sure, in equally wide bins of confidence.
+
+    Attributes:
+        count: Samples in each bin.
+        confidence: Sum over the samples of each bin of the probability of the predicted class.
+        right: How many samples of each bin were predicted rightly.
+    """
+
+    count: Tensor
+    confidence: Tensor
+    right: Tensor
+
+
+def reliability(probabilities: Tensor, targets: Tensor, bins: int = 15) -> Reliability:
+    """What a reliability diagram draws: accuracy against confidence.
+
+    Args:
+        probabilities: ``(samples, classes)``.
+        targets: Classes ``(samples,)``.
+        bins: Number of bins on (0, 1].
+
+    Source:
+        Guo, Pleiss, Sun, Weinberger 2017, arXiv:1706.04599, section 2.
+
+    Example:
+        >>> found = reliability(torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.4, 0.6]]), torch.tensor([0, 1, 1]), bins=2)
+        >>> found.count.tolist(), found.right.tolist()
+        ([0.0, 3.0], [0.0, 2.0])
+    """
+    confidence, predicted = probabilities.double().max(-1)
+    bin_of = (confidence * bins).ceil().long().clamp(1, bins) - 1
+
+    def summed(values: Tensor) -> Tensor:
+        return torch.zeros(bins, dtype=torch.float64, device=values.device).index_add_(0, bin_of, values)
+
+    right = (predicted == targets).double()
+    return Reliability(summed(torch.ones_like(confidence)), summed(confidence), summed(right))
+
+
 def calibration_error(probabilities: Tensor, targets: Tensor, bins: int = 15) -> float:
     r"""Expected calibration error with equally wide bins of confidence.
 
@@ -95,12 +137,59 @@ def calibration_error(probabilities: Tensor, targets: Tensor, bins: int = 15) ->
     Source:
         Guo, Pleiss, Sun, Weinberger 2017, arXiv:1706.04599, equation 3.
     """
-    confidence, predicted = probabilities.double().max(-1)
-    bin_of = (confidence * bins).ceil().long().clamp(1, bins) - 1
-    gap = (predicted == targets).double() - confidence
-    return torch.zeros(bins, dtype=torch.float64, device=gap.device).index_add_(
-        0, bin_of, gap
-    ).abs().sum().item() / len(targets)
+    found = reliability(probabilities, targets, bins)
+    return (found.right - found.confidence).abs().sum().item() / len(targets)
 
 
-__all__ = ["METRICS", "calibration_error", "evaluate", "noise_robustness", "predict", "score"]
+def score_groups(outputs: Tensor, split: Split, group_of: Tensor, groups: int) -> list[dict[str, float]]:
+    """Metrics of groups of samples: ``accuracy``, ``nll`` and ``brier``; ``rmse`` for regression.
+
+    These are the metrics of :func:`evaluate` that are means over samples, so that small groups do not distort them.
+
+    Args:
+        outputs: Of a network on ``split``, ``(samples, outputs)``.
+        split: The samples.
+        group_of: The number of the group of each sample ``(samples,)``, int64.
+        groups: How many groups there are.
+
+    Returns:
+        For each group, its number of samples as ``count`` and, unless that is 0, its metrics.
+    """
+    group_of, targets = group_of.to(outputs.device), split.targets.to(outputs.device)
+    if not split.is_classification:
+        by_sample = {"rmse": (outputs - targets).square().mean(-1)}
+    else:
+        log_probabilities = outputs.log_softmax(-1)
+        right = functional.one_hot(targets, outputs.shape[-1])
+        by_sample = {
+            "accuracy": (outputs.argmax(-1) == targets).double(),
+            "nll": functional.nll_loss(log_probabilities, targets, reduction="none"),
+            "brier": (log_probabilities.exp() - right).square().sum(-1),
+        }
+    counts = torch.bincount(group_of, minlength=groups).tolist()
+    sums = {
+        metric: torch.zeros(groups, dtype=torch.float64, device=outputs.device)
+        .index_add_(0, group_of, values.double())
+        .tolist()
+        for metric, values in by_sample.items()
+    }
+    found = []
+    for group, count in enumerate(counts):
+        means = {metric: values[group] / count for metric, values in sums.items()} if count else {}
+        if "rmse" in means:
+            means["rmse"] = math.sqrt(means["rmse"]) * split.target_std
+        found.append({"count": float(count), **means})
+    return found
+
+
+__all__ = [
+    "METRICS",
+    "Reliability",
+    "calibration_error",
+    "evaluate",
+    "noise_robustness",
+    "predict",
+    "reliability",
+    "score",
+    "score_groups",
+]

@@ -2,6 +2,8 @@
 
 import statistics
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import plotly.graph_objects as go
 import torch
@@ -80,15 +82,12 @@ def cost(subject: Subject, observer: Observer) -> Section:
         ),
     )
     bars = go.Figure()
-    for colour, (label, values, total) in zip(
-        COLOURS,
-        (
-            ("parameters", {row[0]: row[2] for row in table}, max(parameters, 1)),
-            ("multiply-adds", macs, total_macs),
-            ("time", seconds, total_seconds),
-        ),
-        strict=False,
-    ):
+    shares: tuple[tuple[str, Mapping[str, Any], float], ...] = (
+        ("parameters", {row[0]: row[2] for row in table}, max(parameters, 1)),
+        ("multiply-adds", macs, total_macs),
+        ("time", seconds, total_seconds),
+    )
+    for colour, (label, values, total) in zip(COLOURS, shares, strict=False):
         bars.add_bar(
             x=list(layers), y=[values.get(name, 0) / total for name in layers], name=label, marker_color=colour
         )
