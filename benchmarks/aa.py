@@ -323,7 +323,7 @@ def main() -> None:
         "accuracy on iris": iris["accuracy"],
     }
     write("alarms", alarm_table(pools))
-    write("alarms by class", group_table(digits["by class"]))
+    write("alarms by class", group_table(digits["by class"][: given.seeds // 4]))  # 110 tests a study take their time
     write("power, one arm", power_table(digits["accuracy"], 1))
     write("power, ten arms", power_table(digits["accuracy"], ARMS))
     parts = [
