@@ -19,6 +19,13 @@ import pytest
 ROUNDS = int(os.environ.get("NETWRIGHT_FAULT_ROUNDS", "10"))
 
 
+@pytest.fixture(autouse=True)
+def workers_find_these_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers import what they run by its name; those of Ray look where Python looks."""
+    path = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, path)))
+
+
 @pytest.fixture(scope="session")
 def rounds() -> int:
     """How many faults each test injects."""

@@ -1,7 +1,6 @@
 """``kill -9`` of workers, of the parent and of Ray workers: every cell once, and the table of an undisturbed run."""
 
 import json
-import os
 import random
 import sqlite3
 import subprocess
@@ -98,8 +97,7 @@ def test_workers_are_killed(tmp_path: Path, rounds: int) -> None:
     _disturbed(tmp_path, lambda: WorkerProcesses(2), _workers_of_this_process, rounds)
 
 
-def test_ray_workers_are_killed(tmp_path: Path, rounds: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
+def test_ray_workers_are_killed(tmp_path: Path, rounds: int) -> None:
     _disturbed(tmp_path, lambda: RayTasks(local_cpus=2), _ray_workers, rounds, cells=300)
 
 

@@ -3,6 +3,8 @@
 import ipaddress
 import logging
 import os
+import re
+import socket
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +15,7 @@ from netwright.bench.runner import Work, WorkerDied, attempt
 from netwright.bench.store import Cell, Outcome
 
 _LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+_PATIENCE = 10.0
 
 
 class RayTasks:
@@ -50,6 +53,8 @@ class RayTasks:
             raise checks.InputError("--workers ray needs Ray: pip install 'netwright[ray]'") from error
         self._ray = ray
         self.time_limit = time_limit
+        if address is not None:
+            _check_answers(address)
         try:
             if address is None:
                 ray.init(
@@ -110,6 +115,17 @@ class RayTasks:
         except errors.RayError as error:
             return cell, Outcome("failed", {}, f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}")
         return cell, outcome
+
+
+def _check_answers(address: str) -> None:
+    """Find out in seconds, not in Ray's minutes, that there is nobody at an address."""
+    found = re.fullmatch(r"(?:ray://)?\[?(.+?)\]?:(\d+)", address)
+    if found is None:  # "auto" and the like
+        return
+    try:
+        socket.create_connection((found[1], int(found[2])), timeout=_PATIENCE).close()
+    except OSError as error:
+        raise checks.InputError(f"cannot reach Ray at {address}: {error.strerror or error}") from error
 
 
 def _on_loopback(address: str) -> bool:
