@@ -230,6 +230,14 @@ def test_unknown_names_and_models_that_do_not_fit(trained: nn.Module, digits: Sp
         _ = inspection["cost"]["parameter"]
 
 
+def test_the_first_layer_that_puts_out_nan_is_named(trained: nn.Module, digits: Splits) -> None:
+    model = copy.deepcopy(trained)
+    with torch.no_grad():
+        model[5].bias[0] = torch.nan
+    with pytest.raises(InputError, match=r"the model puts out NaN or infinity .*; the first layer that does is '5'"):
+        netwright.inspect(model, digits, only=["cost"])
+
+
 def test_report_escapes_hostile_names(tmp_path: Path, trained: nn.Module, digits: Splits) -> None:
     words = {"model": "<script>alert(1)</script>", "data": "<img src=x onerror=alert(2)>"}
     inspection = netwright.inspect(trained, digits, only=["units"], words=words)

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from torch import nn
+from torch import Tensor, nn
 
 from netwright import checks
+from netwright.analysis.capture import capture, run_order
 from netwright.bench.inspection.calibration import calibration
 from netwright.bench.inspection.collapse import collapse
 from netwright.bench.inspection.complexity import complexity
@@ -87,6 +88,9 @@ def inspect(
     with _random_states_kept(seed), _progress(console) as progress:
         copies = [None if net is None else _copy(net) for net in (model, against)]
         assert copies[0] is not None
+        for net, what in zip(copies, ("the model", "the model to compare with"), strict=True):
+            if net is not None:
+                _check_finite(net, splits.train.inputs[:64], what)
         macs = count_macs(copies[0], splits.train.inputs[:1])
         total = sum(_WEIGHTS[name] for name in chosen)
         task = progress.add_task("", total=total)
@@ -125,6 +129,18 @@ def _run(name: str, subject: Subject, observe: Observer) -> Section:
     except Exception as error:
         section = Section(name, name.capitalize(), skipped=f"failed: {type(error).__name__}: {error}", failed=True)
     return dataclasses.replace(section, seconds=time.perf_counter() - start)
+
+
+def _check_finite(model: nn.Module, inputs: Tensor, what: str) -> None:
+    """Raise InputError, with the first layer that puts out NaN or infinity, if the network does."""
+    names = run_order(model, inputs[:1])
+    with capture(model, names) as recorded, torch.no_grad():
+        outputs = model(inputs)
+    if bool(outputs.isfinite().all()):
+        return
+    first = next((name for name in names if not bool(recorded[name].isfinite().all())), None)
+    where = "" if first is None else f"; the first layer that does is {first!r}"
+    raise checks.InputError(f"{what} puts out NaN or infinity on its training data{where}")
 
 
 def _copy(model: nn.Module) -> nn.Module:
