@@ -133,11 +133,12 @@ def _run(name: str, subject: Subject, observe: Observer) -> Section:
 
 def _check_finite(model: nn.Module, inputs: Tensor, what: str) -> None:
     """Raise InputError, with the first layer that puts out NaN or infinity, if the network does."""
+    with torch.no_grad():
+        if bool(model(inputs).isfinite().all()):
+            return
     names = run_order(model, inputs[:1])
     with capture(model, names) as recorded, torch.no_grad():
-        outputs = model(inputs)
-    if bool(outputs.isfinite().all()):
-        return
+        model(inputs)
     first = next((name for name in names if not bool(recorded[name].isfinite().all())), None)
     where = "" if first is None else f"; the first layer that does is {first!r}"
     raise checks.InputError(f"{what} puts out NaN or infinity on its training data{where}")
