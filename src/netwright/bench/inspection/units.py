@@ -82,7 +82,9 @@ def units(subject: Subject, observer: Observer) -> Section:
     headings = ("layer", "units", "dead", "doubled", "effective dimension")
     listings = [Listing("Units of every layer, over samples and places", headings, rows(table))]
     plots = [_bars(table)]
-    if merged:
+    if not merged:
+        listings.append(Listing(f"Merging similar units{note}", (), ()))
+    else:
         listings.append(
             Listing(
                 f"Merging similar units without data or training{note}",
