@@ -122,6 +122,14 @@ def test_two_inspections_say_the_same(found: Inspection, trained: nn.Module, dig
         assert section.findings == found[section.name].findings
 
 
+def test_shares_of_nested_layers_add_up_to_the_network(digits: Splits) -> None:
+    model = build_model("resnet-tiny", digits)
+    section = netwright.inspect(model, digits, only=["cost"])["cost"]
+    layers = section.listings[0].rows
+    assert sum(int(row[3]) for row in layers) == section["multiply-adds of a sample"]
+    assert sum(float(str(row[4]).rstrip("%")) for row in layers) == pytest.approx(100, abs=1)
+
+
 def test_dead_and_doubled_units_are_counted(digits: Splits) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.ReLU(), nn.Linear(20, 10))
