@@ -136,3 +136,17 @@ def test_a_name_comes_before_a_folder_of_that_name(tmp_path: Path, monkeypatch: 
     assert load("iris").outputs == 3
     with pytest.raises(InputError, match="sub-folder of pictures"):
         load("./iris")
+
+
+@pytest.mark.parametrize("name", ["digits", "breast-cancer"])
+def test_inputs_go_back_to_the_units_of_the_user(name: str) -> None:
+    splits = load(name)
+    own = splits.in_user_units(splits.test.inputs)
+    # whole numbers of brightness, and measures that are all positive, as scikit-learn hands them out
+    assert torch.allclose(own, own.round(), atol=1e-4) if name == "digits" else own.min() > -1e-6
+    torch.testing.assert_close(splits.normalised(own), splits.test.inputs)
+
+
+def test_units_are_lost_by_a_map() -> None:
+    with pytest.raises(InputError, match="units are lost"):
+        load("digits").map(lambda x: x[..., ::2, ::2]).in_user_units(torch.zeros(1, 1, 4, 4))

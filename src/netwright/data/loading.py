@@ -12,7 +12,7 @@ from netwright import checks
 from netwright.data.arrays import read_npz
 from netwright.data.bundled import BUNDLED, read_bundled
 from netwright.data.divide import Division, divide
-from netwright.data.normalise import scale_of_columns, scale_of_images, scale_of_targets
+from netwright.data.normalise import Scale, scale_of_columns, scale_of_images, scale_of_targets
 from netwright.data.public import CUT_DOWN, PUBLIC, cut_down_file, read_public
 from netwright.data.raw import Raw
 from netwright.data.slices import slices_of_test
@@ -111,7 +111,7 @@ def load(
 def prepare(raw: Raw, name: str, *, seed: int = 0, train: int | None = None) -> Splits:
     """Divide and normalise data that has been read."""
     division = divide(raw, seed=seed, train=train)
-    inputs, columns = _inputs(raw, division)
+    inputs, columns, scale = _inputs(raw, division)
     targets, std = _targets(raw, division)
     train_part, val, test = (Split(x, y, std) for x, y in zip(inputs, targets, strict=True))
     features = None if raw.features is None else torch.from_numpy(raw.features)
@@ -127,25 +127,27 @@ def prepare(raw: Raw, name: str, *, seed: int = 0, train: int | None = None) -> 
         edges=None if raw.edges is None else torch.from_numpy(raw.edges),
         features=features,
         slices=slices_of_test(raw.slices, division.test),
+        mean=None if scale is None else torch.from_numpy(scale.mean),
+        std=None if scale is None else torch.from_numpy(scale.std),
     )
 
 
-def _inputs(raw: Raw, division: Division) -> tuple[list[Tensor], tuple[str, ...]]:
-    """Inputs of each part, and the names of the columns of a table."""
+def _inputs(raw: Raw, division: Division) -> tuple[list[Tensor], tuple[str, ...], Scale | None]:
+    """Inputs of each part, the names of the columns of a table, and how the inputs were normalised."""
     if not isinstance(raw.inputs, np.ndarray):
         from netwright.data.tables import encode
 
         table, columns, is_category = encode(raw.inputs, division.train)
         scale = scale_of_columns(table, division.train)
         scale.mean[is_category], scale.std[is_category] = 0, 1  # so that a level that is not there stays 0
-        return [scale.columns(table[part], columns) for part in division], columns
+        return [scale.columns(table[part], columns) for part in division], columns, scale
     if raw.task is Task.NODE_CLASSIFICATION:
-        return [torch.from_numpy(raw.inputs[part]) for part in division], ()
+        return [torch.from_numpy(raw.inputs[part]) for part in division], (), None
     if raw.task is Task.IMAGE_CLASSIFICATION:
         scale = scale_of_images(raw.inputs, division.train)
-        return [scale.images(raw.inputs[part]) for part in division], ()
+        return [scale.images(raw.inputs[part]) for part in division], (), scale
     scale = scale_of_columns(raw.inputs, division.train)
-    return [scale.columns(raw.inputs[part], raw.columns) for part in division], raw.columns
+    return [scale.columns(raw.inputs[part], raw.columns) for part in division], raw.columns, scale
 
 
 def _targets(raw: Raw, division: Division) -> tuple[list[Tensor], float]:

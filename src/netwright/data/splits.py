@@ -124,6 +124,9 @@ class Splits:
         edges: Edges ``(2, number)`` of a graph whose nodes are the samples, else ``None``.
         features: Features ``(nodes, features)`` of all nodes of that graph, also of those in no part, else ``None``.
         slices: Subgroups of the test part that the user asked for.
+        mean: What was taken off each channel of pictures or column of a table, float64; ``None`` if nothing was, or if
+            the inputs were changed by :meth:`map`.
+        std: What they were divided by then; a channel or column with 0 is 0 everywhere.
     """
 
     name: str
@@ -137,6 +140,8 @@ class Splits:
     edges: Tensor | None = None
     features: Tensor | None = None
     slices: tuple[Slice, ...] = ()
+    mean: Tensor | None = None
+    std: Tensor | None = None
 
     @property
     def outputs(self) -> int:
@@ -155,7 +160,25 @@ class Splits:
             part: replace(getattr(self, part), inputs=function(getattr(self, part).inputs))
             for part in ("train", "val", "test")
         }
-        return replace(self, input_shape=tuple(parts["train"].inputs.shape[1:]), **parts)
+        return replace(self, input_shape=tuple(parts["train"].inputs.shape[1:]), mean=None, std=None, **parts)
+
+    def normalised(self, inputs: Tensor) -> Tensor:
+        """Inputs ``(samples, *input_shape)`` in the user's units as the network takes them."""
+        mean, std = self._statistics()
+        return torch.where(std > 0, (inputs - mean) / std, 0.0).float()
+
+    def in_user_units(self, inputs: Tensor) -> Tensor:
+        """The inverse of :meth:`normalised`, float64: pictures in their own brightness, tables in their own units."""
+        mean, std = self._statistics()
+        return inputs * std + mean
+
+    def _statistics(self) -> tuple[Tensor, Tensor]:
+        if self.mean is None or self.std is None:
+            raise checks.InputError(
+                "these inputs were not normalised, or were changed since: their units are lost"
+            )
+        shape = (1, -1, *[1] * (len(self.input_shape) - 1))
+        return self.mean.view(shape), self.std.view(shape)
 
 
 __all__ = ["ALL_TASKS", "IMAGES", "TABLES", "Batch", "Slice", "Split", "Splits", "Task"]
