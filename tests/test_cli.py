@@ -7,9 +7,11 @@ import sys
 import time
 from pathlib import Path
 
+import plotly.graph_objects as go
 import pytest
 
 from netwright.bench.evidence import load_evidence
+from netwright.claims import import_claim
 from netwright.cli import main
 
 TINY = ["--seeds", "2", "--budget", "2steps", "--workers", "1"]
@@ -255,6 +257,19 @@ def test_catalogue_and_show(capsys: pytest.CaptureFixture[str]) -> None:
         assert text in out
     assert "unknown idea 'phn'; did you mean 'phnn'?" in refused(capsys, "show", "phn")
     assert "unknown room" in refused(capsys, "catalogue", "--room", "attic")
+
+
+def test_show_writes_a_page_with_the_picture_of_the_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def draw() -> go.Figure:
+        return go.Figure(go.Scatter(x=[1, 2], y=[3, 4])).update_layout(title="Two <points>", xaxis_title="first")
+
+    module = import_claim("ntk")
+    monkeypatch.setattr(module, "draw", draw, raising=False)
+    assert run("show", "ntk", "--page", str(tmp_path / "ntk.html")) == 0
+    page = (tmp_path / "ntk.html").read_text()
+    assert "Two &lt;points&gt;" in page
+    assert "relative drift of the kernel" in page  # the curves of the evidence
+    assert "netwright.kernels.ntk" in page
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["catalogue"], ["show", "phnn"], ["--version"]])

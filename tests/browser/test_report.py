@@ -1,13 +1,16 @@
 """The reports in a real browser: they open offline, draw their plots, and complain of nothing."""
 
+import dataclasses
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from netwright.bench import findings_report, inspection, planning
+from netwright.bench import explaining, findings_report, inspection, planning
+from netwright.bench.catalogue import catalogue
 from netwright.bench.compare import compare
+from netwright.bench.idea_page import write_idea_page
 from netwright.bench.report import write_report
 from netwright.bench.store import Store
 from netwright.data import load
@@ -32,7 +35,7 @@ FLAGS = [
 Page = tuple[str, str, int]
 
 
-@pytest.fixture(scope="module", params=["compare", "inspect", "plan"])
+@pytest.fixture(scope="module", params=["compare", "explain", "inspect", "plan", "show"])
 def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Page:
     """The document after its scripts have run, what the browser's console said, and how many plots there must be."""
     browser = shutil.which("chromium") or shutil.which("google-chrome")
@@ -56,6 +59,18 @@ def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         )
         write_report(result, folder / "report.html", command=command)
         plots = 7
+    elif request.param == "show":
+        write_idea_page(catalogue()["more-is-better"], folder / "report.html", command=command)
+        plots = 7
+    elif request.param == "explain":
+        digits = load("digits", train=60)
+        model = build_model("cnn", digits)
+        by_pictures = explaining.explain_pictures(model, explaining.from_test_part(model, digits, 2), splits=digits)
+        iris = load("iris")
+        by_rules = explaining.explain_table(build_model("linear", iris), iris)
+        found = dataclasses.replace(by_rules, sections=by_pictures.sections + by_rules.sections)
+        findings_report.write_report(found, folder / "report.html", command=command)
+        plots = 2
     else:
         iris = load("iris")
         model = build_model("mlp", iris)
@@ -83,6 +98,6 @@ def test_the_console_is_silent(page: Page) -> None:
 
 def test_what_the_user_typed_is_text(page: Page) -> None:
     document, _, _ = page
-    for foreign in ("<img src=", "<svg onload"):
+    for foreign in ("<img src=x", '<img src="x', "<svg onload"):
         assert foreign not in document
     assert "&lt;img src=x" in document

@@ -1,5 +1,6 @@
 """What was found about a network: figures with their reading, tables and pictures, section by section."""
 
+from base64 import b64encode
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,8 @@ from netwright.data.splits import Split, Splits
 # called with the fraction of a section that is done
 Observer = Callable[[float], None]
 Cell = str | int | float
+
+_PROSE = 40  # letters
 
 
 class NotApplicable(Exception):
@@ -66,6 +69,38 @@ class Listing:
     headings: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
 
+    @property
+    def is_prose(self) -> bool:
+        """Whether there are sentences in it, which must be broken into lines."""
+        return any(isinstance(cell, str) and len(cell) > _PROSE for row in self.rows for cell in row)
+
+    def table(self) -> Table:
+        """It, for a terminal."""
+        table = Table(title=self.title, box=box.SIMPLE_HEAD, title_justify="left")
+        for heading in self.headings:
+            table.add_column(heading, overflow="fold")
+        for row in self.rows:
+            table.add_row(*(escape(number(cell)) for cell in row))
+        return table
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """A picture made of pixels.
+
+    Attributes:
+        caption: What it shows.
+        png: The file.
+    """
+
+    caption: str
+    png: bytes
+
+    @property
+    def address(self) -> str:
+        """The picture itself as a ``data:`` address, so that a page needs no other file."""
+        return f"data:image/png;base64,{b64encode(self.png).decode()}"
+
 
 @dataclass(frozen=True)
 class Section:
@@ -76,7 +111,8 @@ class Section:
         title: Its heading.
         findings: Figures.
         listings: Tables.
-        plots: Pictures.
+        plots: Diagrams.
+        photographs: Pictures made of pixels.
         skipped: Why there is nothing of this, if so.
         failed: Whether that is an error.
         seconds: How long it took.
@@ -87,6 +123,7 @@ class Section:
     findings: tuple[Finding, ...] = ()
     listings: tuple[Listing, ...] = ()
     plots: tuple[go.Figure, ...] = ()
+    photographs: tuple[Photograph, ...] = ()
     skipped: str = ""
     failed: bool = False
     seconds: float = 0.0
@@ -234,6 +271,7 @@ __all__ = [
     "Listing",
     "NotApplicable",
     "Observer",
+    "Photograph",
     "Section",
     "Subject",
     "number",

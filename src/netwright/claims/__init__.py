@@ -1,7 +1,8 @@
 """Claims: what a paper says, and the small experiment that re-checks it.
 
 One file a paper, named after its slug. Each has a literal ``CLAIM`` and a generator ``run(trial)`` that yields the
-measurements of one seed. It never judges: ``netwright.bench.stats`` does, in the same way for all.
+measurements of one seed. It never judges: ``netwright.bench.stats`` does, in the same way for all. A file may also
+have ``draw()``, which returns a plotly figure of the method at work, made within 20 seconds.
 """
 
 from __future__ import annotations

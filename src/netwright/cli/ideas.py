@@ -1,5 +1,8 @@
 """The verbs that read the ideas: ``catalogue`` and ``show``."""
 
+import shlex
+import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -49,7 +52,11 @@ def catalogue(
 
 @app.command()
 def show(
-    slug: Annotated[str, typer.Argument(help="Name of an idea, as the catalogue lists it.")], json_to: Json = None
+    slug: Annotated[str, typer.Argument(help="Name of an idea, as the catalogue lists it.")],
+    page: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="Also write a page with a picture of it and its curves.")
+    ] = None,
+    json_to: Json = None,
 ) -> None:
     """Show one idea: what it says, how to use it, and the evidence."""
     from netwright.bench.catalogue import catalogue as read
@@ -79,6 +86,14 @@ def show(
             console.print(line, highlight=False, markup=False)
     if claim.note:
         console.print(f"\n{claim.note}")
+    if page is not None:
+        from netwright.bench.idea_page import write_idea_page
+        from netwright.bench.pages import check_writable
+
+        check_writable(page, "--page")
+        with console.status("drawing"):
+            write_idea_page(entry, page, command=shlex.join(["netwright", *sys.argv[1:]]))
+        console.print(f"\npage: {page.resolve()}", soft_wrap=True, highlight=False)
     write_json(entry.to_json() | {"example": example, "evidence": entry.evidence}, json_to)
 
 

@@ -48,14 +48,14 @@ def inspect(
 
     console = console_for(json_to)
     check_writable(report)
-    splits = _load(data, seed, target=target, image_size=image_size)
-    network = _network(model, splits, weights)
+    splits = load_data(data, seed, target=target, image_size=image_size)
+    network = network_of(model, splits, weights)
     other = None if against is None else _other(against, model, splits, against_weights)
     words = {"model": model, "data": data, "weights": "" if weights is None else str(weights), "against": against or ""}
     if weights is None:
         console.print("no --weights: the network is inspected as it is built, untrained", highlight=False)
-    found = measure(network, splits, against=other, only=_names(only), seed=seed, console=console, words=words)
-    _tell(found, report, json_to, console)
+    found = measure(network, splits, against=other, only=names_of(only), seed=seed, console=console, words=words)
+    tell(found, report, json_to, console)
 
 
 @app.command()
@@ -78,17 +78,20 @@ def plan(
 
     console = console_for(json_to)
     check_writable(report)
-    splits = _load(data, seed, target=target, image_size=image_size)
+    splits = load_data(data, seed, target=target, image_size=image_size)
     check_data(splits)
-    network = _network(model, splits, None, seed)
+    network = network_of(model, splits, None, seed)
     words = {"model": model, "data": data}
-    found = predict(network, splits, only=_names(only), seed=seed, console=console, words=words)
-    _tell(found, report, json_to, console)
+    found = predict(network, splits, only=names_of(only), seed=seed, console=console, words=words)
+    tell(found, report, json_to, console)
 
 
 @app.command()
 def verify(
-    model: Annotated[str, typer.Argument(help="FILE.onnx, or a model as in compare: FILE.py:FUNCTION, mlp, …")],
+    context: typer.Context,
+    model: Annotated[
+        str | None, typer.Argument(help="FILE.onnx, or a model as in compare: FILE.py:FUNCTION, mlp, …")
+    ] = None,
     properties: Annotated[
         list[Path] | None, typer.Option("--property", help="A VNN-LIB file, also .gz. Repeatable.")
     ] = None,
@@ -102,14 +105,22 @@ def verify(
     target: Target = None,
     image_size: Annotated[int | None, typer.Option(help="Scale pictures of a folder to this height and width.")] = None,
     time_limit: Annotated[str, typer.Option(help="For each property: 60s, 5min.")] = "60s",
-    seed: Annotated[int, typer.Option(help="Decides which samples are drawn.")] = 0,
+    seed: Annotated[int, typer.Option(help="Decides which samples are drawn, or the network of --selftest.")] = 0,
     result: Annotated[
         Path | None, typer.Option(help="Where the result of a single --property goes, in the competition's format.")
     ] = None,
+    selftest: Annotated[
+        bool, typer.Option("--selftest", help="Try the verifiers themselves: on counterexamples that attacks miss.")
+    ] = False,
     report: Annotated[Path, typer.Option(help="Where the report is written.")] = Path("netwright-verify.html"),
     json_to: Json = None,
 ) -> None:
     """Prove that a ReLU network has a property, or find an input that violates it."""
+    if selftest:
+        _selftest(context, seed, report, json_to)
+        return
+    if model is None:
+        raise checks.InputError("say which MODEL to verify, or try the verifiers themselves with --selftest")
     from netwright.bench import verifying as bench
     from netwright.bench.executors import parse_seconds
     from netwright.bench.pages import check_writable
@@ -122,7 +133,7 @@ def verify(
         raise checks.InputError("--result is for a single --property")
     console = console_for(json_to)
     check_writable(report)
-    splits = None if data is None else _load(data, seed, target=target, image_size=image_size)
+    splits = None if data is None else load_data(data, seed, target=target, image_size=image_size)
     network, shape = _to_verify(model, splits, weights)
     if radius is not None:
         if splits is None:
@@ -139,6 +150,31 @@ def verify(
         (answer,) = answers
         result.write_text(result_text(answer.result.verdict, answer.result.witness, answer.outputs) + "\n")
     write_json({"answers": [answer.to_json() for answer in answers]}, json_to)
+
+
+def _selftest(context: typer.Context, seed: int, report: Path, json_to: str | None) -> None:
+    """``verify --selftest``, which makes its own network and takes nothing that is about another."""
+    from netwright.bench import selftest as bench
+    from netwright.bench.pages import check_writable
+
+    given = [
+        "MODEL" if parameter.param_type_name == "argument" else parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name not in ("selftest", "seed", "report", "json_to")
+        and getattr(context.get_parameter_source(parameter.name or ""), "name", "") == "COMMANDLINE"
+    ]
+    if given:
+        raise checks.InputError(f"--selftest makes its own network and properties: leave out {', '.join(given)}")
+    console = console_for(json_to)
+    check_writable(report)
+    found = bench.selftest(seed=seed, console=console)
+    bench.write_report(found, report, command=shlex.join(["netwright", *sys.argv[1:]]))
+    console.print(found.table())
+    console.print(found.verdict, style=None if found.sound and found.caught else "bold red", highlight=False)
+    console.print(f"report: {report.resolve()}", soft_wrap=True, highlight=False)
+    write_json(found.to_json(), json_to)
+    if not (found.sound and found.caught):
+        raise typer.Exit(FAILED)
 
 
 @app.command()
@@ -162,9 +198,9 @@ def shrink(
     if weights is None:
         raise checks.InputError("shrink works on a trained network: give its --weights")
     check_writable(out, "--out")
-    splits = _load(data, seed, target=target, image_size=image_size)
+    splits = load_data(data, seed, target=target, image_size=image_size)
     console = console_for(json_to)
-    found = run(_network(model, splits, weights), splits, beta=beta, out=out)
+    found = run(network_of(model, splits, weights), splits, beta=beta, out=out)
     console.print(found.table())
     console.print(
         f"written: {out.resolve()}\nload it with netwright.compression.feature_merging.load_merged(your_model, file), "
@@ -190,14 +226,20 @@ def _to_verify(model: str, splits: "Splits | None", weights: Path | None) -> "tu
         raise checks.InputError(f"{model} is built for data: give its --data")
     if weights is None:
         raise checks.InputError("a property of an untrained network says nothing: give its --weights")
-    return _network(model, splits, weights).eval(), splits.input_shape
+    return network_of(model, splits, weights).eval(), splits.input_shape
 
 
-def _tell(found: "Findings", report: Path, json_to: str | None, console: "Console") -> None:
-    """Findings into the report, the terminal and, if asked for, JSON; a section that failed makes the verb fail."""
+def tell(
+    found: "Findings", report: Path, json_to: str | None, console: "Console", shown_as: dict[str, str] | None = None
+) -> None:
+    """Findings into the report, the terminal and, if asked for, JSON; a section that failed makes the verb fail.
+
+    ``shown_as`` says what to write for arguments that may hold a secret.
+    """
     from netwright.bench.findings_report import write_report
 
-    write_report(found, report, command=shlex.join(["netwright", *sys.argv[1:]]))
+    typed = [(shown_as or {}).get(argument, argument) for argument in sys.argv[1:]]
+    write_report(found, report, command=shlex.join(["netwright", *typed]))
     console.print(found.table())
     console.print(f"report: {report.resolve()}", soft_wrap=True, highlight=False)
     write_json(found.to_json(), json_to)
@@ -205,17 +247,20 @@ def _tell(found: "Findings", report: Path, json_to: str | None, console: "Consol
         raise typer.Exit(FAILED)
 
 
-def _load(data: str, seed: int, **options: Any) -> "Splits":
+def load_data(data: str, seed: int, **options: Any) -> "Splits":
+    """Data as the user named it; options that are ``None`` were not given."""
     from netwright.data import load
 
     return load(data, seed=seed, **{name: value for name, value in options.items() if value is not None})
 
 
-def _names(only: str | None) -> list[str]:
+def names_of(only: str | None) -> list[str]:
+    """Names with commas between."""
     return [name.strip() for name in (only or "").split(",") if name.strip()]
 
 
-def _network(model: str, splits: "Splits", weights: Path | None, seed: int = 0) -> "Module":
+def network_of(model: str, splits: "Splits", weights: Path | None, seed: int = 0) -> "Module":
+    """A network as the user named it, with its weights."""
     import torch
 
     from netwright.bench.weights import load_weights
@@ -231,8 +276,8 @@ def _other(against: str, model: str, splits: "Splits", weights: Path | None) -> 
     if Path(against).suffix in (".safetensors", ".pt", ".pth", ".bin"):
         if weights is not None:
             raise checks.InputError(f"--against {against} names weights, so --against-weights has no use")
-        return _network(model, splits, Path(against))
-    return _network(against, splits, weights)
+        return network_of(model, splits, Path(against))
+    return network_of(against, splits, weights)
 
 
-__all__ = ["inspect", "plan", "shrink", "verify"]
+__all__ = ["inspect", "load_data", "names_of", "network_of", "plan", "shrink", "tell", "verify"]

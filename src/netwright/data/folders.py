@@ -56,7 +56,7 @@ def read_folder(root: Path, image_size: int | tuple[int, int] | None = None) -> 
         places[part] = np.arange(start, len(paths))
     _check_parts(parts)
     targets = np.array(labels, dtype=np.int64)
-    images = _read(paths, size, root)
+    images = read_pictures(paths, size, str(root))
     val, test = places.get("val"), places.get("test")
     return Raw(images, targets, Task.IMAGE_CLASSIFICATION, tuple(classes), val=val, test=test)
 
@@ -101,15 +101,26 @@ def _pictures(folder: Path) -> list[Path]:
     )
 
 
-def _read(paths: Sequence[Path], size: tuple[int, int] | None, root: Path) -> NDArray[np.uint8]:
-    """Pictures as ``(samples, channels, height, width)``."""
+def read_pictures(
+    paths: Sequence[Path], size: tuple[int, int] | None = None, where: str = "one call"
+) -> NDArray[np.uint8]:
+    """Pictures as ``(samples, channels, height, width)``, gray if all of them are.
+
+    Args:
+        paths: The files.
+        size: Height and width that every picture is brought to.
+        where: Where they are, for errors.
+
+    Raises:
+        InputError: If one is broken (it is named), sizes differ and ``size`` is not given, or memory does not suffice.
+    """
     looks = [look for path in paths for look in _look(path)]
     sizes = Counter(look[1] for look in looks)
     if size is None and len(sizes) > 1:
         shown = ", ".join(f"{height}×{width} ({count})" for (height, width), count in sizes.most_common(3))
         more = f" and {len(sizes) - 3} more sizes" if len(sizes) > 3 else ""
         checks.fail(
-            f"the pictures in {root} must have one size (height × width); give image_size=64, for instance, to bring "
+            f"the pictures in {where} must have one size (height × width); give image_size=64, for instance, to bring "
             "them to 64×64",
             f"{shown}{more}",
         )
@@ -171,4 +182,4 @@ def _check_size(image_size: int | tuple[int, int] | None) -> tuple[int, int] | N
     return size[0], size[1]
 
 
-__all__ = ["picture_files", "read_folder"]
+__all__ = ["picture_files", "read_folder", "read_pictures"]

@@ -220,6 +220,12 @@ class SurrogateExplainer:
         self._fitted = True
         return self
 
+    @property
+    def answers_(self) -> Tensor:
+        """What the black box answered to the samples of ``fit`` ``(samples,)``."""
+        self._need_fit()
+        return torch.from_numpy(self._answers)
+
     def predict_proba(self, X: Array | Tensor) -> Tensor:
         """Probabilities of the surrogate ``(samples, classes)``; the black box is not asked."""
         self._need_fit()

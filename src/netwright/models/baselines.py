@@ -4,7 +4,7 @@ import importlib.util
 import inspect
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -78,7 +78,8 @@ def build_model(source: str, splits: Splits) -> nn.Module:
             module, or the module does not map ``(batch, *input_shape)`` to ``(batch, outputs)``.
     """
     if ":" in source:
-        model = _build_from_file(source, splits)
+        offered = {"splits": splits, "input_shape": splits.input_shape, "outputs": splits.outputs}
+        model = build_from_file(source, offered)
     else:
         if source.endswith(".py"):
             raise checks.InputError(f"a model from a file needs the name of its function: {source}:build")
@@ -105,7 +106,12 @@ def check_outputs(model: nn.Module, splits: Splits, what: str) -> None:
         checks.fail(f"{what} must map inputs {tuple(inputs.shape)} to outputs of shape {expected}", found)
 
 
-def _build_from_file(source: str, splits: Splits) -> nn.Module:
+def build_from_file(source: str, offered: Mapping[str, object]) -> nn.Module:
+    """Call a function of the user's, such as ``"model.py:build"``, with those of the arguments that it has.
+
+    Raises:
+        InputError: If the file or the function does not exist, it asks for more, raises, or returns no module.
+    """
     file, _, name = source.rpartition(":")
     path = Path(file)
     if not path.is_file():
@@ -125,7 +131,6 @@ def _build_from_file(source: str, splits: Splits) -> nn.Module:
     if not callable(getattr(module, name, None)):
         raise checks.InputError(f"model file {file!r} has no function {name!r}; {checks.did_you_mean(name, functions)}")
     build = getattr(module, name)
-    offered = {"splits": splits, "input_shape": splits.input_shape, "outputs": splits.outputs}
     parameters = inspect.signature(build).parameters.values()
     asked = [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     for parameter in asked:
@@ -152,4 +157,4 @@ def _picture(splits: Splits, model: str, at_least: int) -> tuple[int, int, int]:
     return channels, height, width
 
 
-__all__ = ["NAMED", "build_model", "check_outputs"]
+__all__ = ["NAMED", "build_from_file", "build_model", "check_outputs"]
