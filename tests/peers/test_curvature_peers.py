@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from netwright.analysis.curvature import HessianOperator
+from netwright.analysis.curvature import GaussNewtonOperator, HessianOperator
 from netwright.analysis.landscape import Directions, plane
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using backward\\(\\) with create_graph:UserWarning")
@@ -40,6 +40,34 @@ def test_trace_is_that_of_pyhessian() -> None:
     value = np.mean(theirs.trace(maxIter=1000, tol=1e-9))
     mine = HessianOperator(model, functional.cross_entropy, pairs).trace(1000, 1e-9)
     assert mine.value == pytest.approx(value, rel=0.05)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("mine", "theirs"), [(HessianOperator, "Hessian"), (GaussNewtonOperator, "GGN")])
+def test_products_are_those_of_curvlinops(mine: type[HessianOperator], theirs: str) -> None:
+    curvlinops = pytest.importorskip("curvlinops", reason="curvlinops is not installed")
+    model, (inputs, targets) = net(torch.float64), data(torch.float64)
+    batches = [(inputs[:25], targets[:25]), (inputs[25:], targets[25:])]
+    parameters = list(model.parameters())
+    other = getattr(curvlinops, f"{theirs}LinearOperator")(model, nn.CrossEntropyLoss(), parameters, batches)
+    operator = mine(model, functional.cross_entropy, batches)
+    vectors = torch.randn(3, operator.size, dtype=torch.float64)
+    expected = other @ vectors.T
+    torch.testing.assert_close(operator.multiply(vectors), expected.detach().T, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_spectrum_and_trace_are_those_of_curvlinops() -> None:
+    curvlinops = pytest.importorskip("curvlinops", reason="curvlinops is not installed")
+    model, pairs = net(torch.float64), data(torch.float64)
+    other = curvlinops.HessianLinearOperator(model, nn.CrossEntropyLoss(), list(model.parameters()), [pairs])
+    operator = HessianOperator(model, functional.cross_entropy, pairs)
+    dense = other @ torch.eye(operator.size, dtype=torch.float64)
+    values = torch.linalg.eigvalsh(dense.detach())
+    mine = operator.top_eigs(3, iters=300, tol=1e-9).values
+    largest = values[values.abs().argsort(descending=True)[:3]]
+    torch.testing.assert_close(mine.double().sort().values, largest.sort().values, rtol=1e-5, atol=1e-9)
+    assert operator.trace(2000, 1e-9).value == pytest.approx(float(values.sum()), rel=0.05)
 
 
 def test_eigenvalues_are_those_of_scipy() -> None:
