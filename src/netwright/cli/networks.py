@@ -110,7 +110,7 @@ def verify(
         Path | None, typer.Option(help="Where the result of a single --property goes, in the competition's format.")
     ] = None,
     selftest: Annotated[
-        bool, typer.Option("--selftest", help="Try the verifiers themselves: on counterexamples that attacks miss.")
+        bool, typer.Option("--selftest", help="Try the verifiers themselves, on planted counterexamples.")
     ] = False,
     report: Annotated[Path, typer.Option(help="Where the report is written.")] = Path("netwright-verify.html"),
     json_to: Json = None,

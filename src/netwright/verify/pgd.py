@@ -1,6 +1,7 @@
 """Projected gradient descent (Madry, Makelov, Schmidt, Tsipras, Vladu 2018, arXiv:1706.06083): the L∞ attack."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,11 @@ def margin(outputs: Tensor, targets: Tensor) -> Tensor:
     r"""Sum over samples of :math:`\max_{j \ne y} z_j - z_y`, whose gradient does not vanish on confident networks."""
     right = functional.one_hot(targets, outputs.shape[1]).bool()
     return (outputs.masked_fill(right, -torch.inf).amax(1) - outputs[right]).sum()
+
+
+def all_margins(outputs: Tensor, targets: Tensor) -> Tensor:
+    r"""Sum over samples and classes of :math:`z_j - z_y`, which pushes all other classes up and not the best alone."""
+    return outputs.sum() - outputs.shape[1] * outputs.gather(1, targets[:, None]).sum()
 
 
 def pgd(
@@ -79,31 +85,97 @@ def pgd(
         >>> pgd(model, torch.tensor([[1.0, 0.5]]), torch.tensor([0]), eps=0.5, alpha=0.25, steps=4)
         tensor([[0.5000, 1.0000]])
     """
-    checks.floating_point("x", x)
-    if y.ndim == 0 or len(y) != len(x):
-        checks.fail(f"y must have one entry for each of {len(x)} inputs", f"shape {tuple(y.shape)}")
-    checks.at_least("eps", _smallest(eps), 0)
-    checks.positive("alpha", _smallest(alpha))
-    checks.at_least("steps", steps, 0)
-    low, high = x.detach() - _like(eps, x), x.detach() + _like(eps, x)
-    if lo is not None:
-        _within("lo", bool((x >= _like(lo, x)).all()), "at least", lo, x.min().item() if x.numel() else 0.0)
-        low = torch.maximum(low, _like(lo, x))
-    if hi is not None:
-        _within("hi", bool((x <= _like(hi, x)).all()), "at most", hi, x.max().item() if x.numel() else 0.0)
-        high = torch.minimum(high, _like(hi, x))
+    low, high = _allowed(x, y, eps, alpha, steps, lo, hi)
     ascent = -_like(alpha, x) if targeted else _like(alpha, x)
     attacked = x.detach().clone()
     if random_start:
-        generator = generator or torch.Generator().manual_seed(0)
-        share = torch.rand(x.shape, generator=generator, device=generator.device).to(x)
-        attacked = low + share * (high - low)
+        attacked = _drawn(low, high, generator or torch.Generator().manual_seed(0))
     with eval_mode(model), torch.enable_grad():
         for _ in range(steps):
             attacked.requires_grad_()
             (gradient,) = torch.autograd.grad(loss(model(attacked), y), attacked)
             attacked = (attacked.detach() + ascent * gradient.sign()).clamp(low, high)
     return attacked
+
+
+class Strongest(NamedTuple):
+    r"""What the strongest attack on each sample came to.
+
+    Attributes:
+        x: The inputs ``(samples, *input_shape)``.
+        margin: :math:`\max_{j \ne y} z_j - z_y` there ``(samples,)``; 0 or above means that the network errs.
+    """
+
+    x: Tensor
+    margin: Tensor
+
+
+def strongest(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    eps: Bound,
+    alpha: Bound,
+    steps: int = 10,
+    *,
+    restarts: int = 1,
+    lo: Bound | None = None,
+    hi: Bound | None = None,
+    loss: AttackLoss = all_margins,
+    generator: torch.Generator | None = None,
+) -> Strongest:
+    """The worst of all inputs that :func:`pgd` sees from many random starts, the starts included.
+
+    All restarts of all samples are one batch. An attack that walked over a counterexample and on has found it.
+
+    Args:
+        model: Gives one number a class, ``(batch, classes)``.
+        x: As in :func:`pgd`.
+        y: Classes ``(samples,)``.
+        eps: As in :func:`pgd`.
+        alpha: As in :func:`pgd`.
+        steps: As in :func:`pgd`; 0 for random inputs alone.
+        restarts: Random starts of every sample.
+        lo: As in :func:`pgd`.
+        hi: As in :func:`pgd`.
+        loss: What the steps go up.
+        generator: Draws the starts; one with seed 0 if not given.
+
+    Raises:
+        InputError: As :func:`pgd`; and if there is no restart, or the outputs are not ``(batch, classes)`` with at
+            least two classes, or a label is none of them.
+
+    Example:
+        >>> model = nn.Linear(2, 2, bias=False)
+        >>> _ = nn.init.eye_(model.weight)
+        >>> found = strongest(model, torch.tensor([[1.0, 0.5]]), torch.tensor([0]), 0.5, 0.25, 4, restarts=3)
+        >>> found.x, found.margin
+        (tensor([[0.5000, 1.0000]]), tensor([0.5000]))
+    """
+    checks.at_least("restarts", restarts, 1)
+    low, high = (end[:, None] for end in _allowed(x, y, eps, alpha, steps, lo, hi))
+    ascent = _like(alpha, x)
+    if ascent.ndim == x.ndim:
+        ascent = ascent[:, None]
+    wide = (len(x), restarts, *x.shape[1:])
+    attacked = _drawn(low.expand(wide), high.expand(wide), generator or torch.Generator().manual_seed(0))
+    targets = y.repeat_interleave(restarts)
+    worst, highest = x.detach().clone(), x.new_full((len(x),), -torch.inf)
+    samples = torch.arange(len(x), device=x.device)
+    with eval_mode(model), torch.enable_grad():
+        for step in range(steps + 1):
+            flat = attacked.flatten(0, 1).requires_grad_(step < steps)
+            outputs = model(flat)
+            margins_of = _margins if step else output_margins  # checked once
+            margins, place = margins_of(outputs.detach(), targets).view(len(x), restarts).max(1)
+            better = margins > highest
+            highest = torch.where(better, margins.to(highest), highest)
+            worst[better] = attacked.detach()[samples, place][better]
+            if step < steps:
+                (gradient,) = torch.autograd.grad(loss(outputs, targets), flat)
+                move = ascent * gradient.view(wide).sign()
+                attacked = torch.minimum(torch.maximum(attacked.detach() + move, low), high)
+    return Strongest(worst, highest)
 
 
 def adversarial_accuracy(
@@ -155,6 +227,51 @@ def adversarial_accuracy(
     return right / len(x)
 
 
+def _allowed(
+    x: Tensor, y: Tensor, eps: Bound, alpha: Bound, steps: int, lo: Bound | None, hi: Bound | None
+) -> tuple[Tensor, Tensor]:
+    """The ends of the box of each sample, when all arguments are as they must be."""
+    checks.floating_point("x", x)
+    if y.ndim == 0 or len(y) != len(x):
+        checks.fail(f"y must have one entry for each of {len(x)} inputs", f"shape {tuple(y.shape)}")
+    checks.at_least("eps", _smallest(eps), 0)
+    checks.positive("alpha", _smallest(alpha))
+    checks.at_least("steps", steps, 0)
+    low, high = x.detach() - _like(eps, x), x.detach() + _like(eps, x)
+    if lo is not None:
+        _within("lo", bool((x >= _like(lo, x)).all()), "at least", lo, x.min().item() if x.numel() else 0.0)
+        low = torch.maximum(low, _like(lo, x))
+    if hi is not None:
+        _within("hi", bool((x <= _like(hi, x)).all()), "at most", hi, x.max().item() if x.numel() else 0.0)
+        high = torch.minimum(high, _like(hi, x))
+    return low, high
+
+
+def _drawn(low: Tensor, high: Tensor, generator: torch.Generator) -> Tensor:
+    share = torch.rand(low.shape, generator=generator, device=generator.device).to(low)
+    return low + share * (high - low)
+
+
+def output_margins(outputs: Tensor, targets: Tensor) -> Tensor:
+    r""":math:`\max_{j \ne y} z_j - z_y` of each sample ``(samples,)``; infinite where the network gives NaN.
+
+    Raises:
+        InputError: If the outputs are not ``(batch, classes)`` with at least two classes, or a label is none of them.
+    """
+    if outputs.ndim != 2 or outputs.shape[1] < 2:
+        checks.fail("the model must give outputs (batch, classes) with two classes or more", f"{tuple(outputs.shape)}")
+    if not bool(((targets >= 0) & (targets < outputs.shape[1])).all()):
+        checks.fail(f"labels must be from 0 to {outputs.shape[1] - 1}", sorted(set(targets.tolist())))
+    return _margins(outputs, targets)
+
+
+def _margins(outputs: Tensor, targets: Tensor) -> Tensor:
+    right = targets[:, None]
+    margins = outputs.scatter(1, right, -torch.inf).amax(1) - outputs.gather(1, right)[:, 0]
+    # a network that gives NaN errs
+    return margins.nan_to_num(torch.inf, torch.inf, -torch.inf)
+
+
 def _like(value: Bound, x: Tensor) -> Tensor:
     return torch.as_tensor(value, dtype=x.dtype, device=x.device)
 
@@ -169,4 +286,15 @@ def _within(name: str, holds: bool, relation: str, bound: Bound, given: float) -
         checks.fail(f"x must be {relation} {name} ({shown}) everywhere", f"{given:g}")
 
 
-__all__ = ["AttackLoss", "Bound", "adversarial_accuracy", "cross_entropy", "margin", "pgd"]
+__all__ = [
+    "AttackLoss",
+    "Bound",
+    "Strongest",
+    "adversarial_accuracy",
+    "all_margins",
+    "cross_entropy",
+    "margin",
+    "output_margins",
+    "pgd",
+    "strongest",
+]

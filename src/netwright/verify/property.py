@@ -95,6 +95,24 @@ def robustness(
     if not ((least <= centre) & (centre <= most)).all():
         raise checks.InputError("the input must lie within [lo, hi]")
     lower, upper = torch.maximum(centre - radius, least), torch.minimum(centre + radius, most)
+    return one_class(lower, upper, label, classes)
+
+
+def one_class(lower: Tensor, upper: Tensor, label: int, classes: int) -> Property:
+    """The property that all inputs between ``lower`` and ``upper`` (of any shape) are of the class ``label``.
+
+    Raises:
+        InputError: A class that does not exist, or two shapes.
+
+    Example:
+        >>> box = one_class(torch.zeros(1, 2), torch.ones(1, 2), label=0, classes=3)
+        >>> box.inputs, [case.matrix.tolist() for case in box.cases]
+        (2, [[[1.0, -1.0, 0.0]], [[1.0, 0.0, -1.0]]])
+    """
+    checks.between("label", label, 0, classes - 1)
+    if lower.shape != upper.shape:
+        checks.fail(f"both ends must have one shape, lower has {tuple(lower.shape)}", f"upper {tuple(upper.shape)}")
+    lower, upper = lower.detach().flatten().double(), upper.detach().flatten().double()
     cases = []
     for other in range(classes):
         if other != label:
@@ -104,4 +122,4 @@ def robustness(
     return Property(tuple(cases))
 
 
-__all__ = ["Case", "Property", "robustness"]
+__all__ = ["Case", "Property", "one_class", "robustness"]
