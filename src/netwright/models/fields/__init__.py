@@ -1,0 +1,1 @@
+"""Fields: functions of place and time, given by networks of coordinates."""
