@@ -23,6 +23,8 @@ def write_idea_page(entry: Entry, path: Path, *, command: str) -> None:
         command: What the user typed.
     """
     claim = entry.claim
+    module, _, name = claim.parts[0].rpartition(".")
+    example = usage_example(claim.parts[0])
     scales = [scale for scale in reversed(SCALES) if scale in entry.evidence]
     curves = [picture(figure) for figure in _curves(entry.evidence[scales[0]])] if scales else []
     write_page(
@@ -30,7 +32,7 @@ def write_idea_page(entry: Entry, path: Path, *, command: str) -> None:
         "idea.html.j2",
         entry=entry,
         claim=claim,
-        example=usage_example(claim.parts[0]) if claim.parts else "",
+        example=f">>> from netwright.{module} import {name}\n{example}" if example else "",
         drawn=_drawn(claim),
         curves=curves,
         scales=scales,
@@ -46,10 +48,11 @@ def _drawn(claim: Claim) -> tuple[str, str] | None:
     figure: go.Figure = draw()
     title = figure.layout.title.text or claim.title
     x, y = (axis.title.text for axis in (figure.layout.xaxis, figure.layout.yaxis))
-    height = figure.layout.height
-    legend_shown = figure.layout.showlegend
+    height = figure.layout.height or 520
     styled(figure.update_layout(title=None), title, x, y)
-    return picture(figure.update_layout(height=height or 520, showlegend=legend_shown))
+    # panels have their titles above them, and a legend is as far below in a tall picture as in a low one
+    top = 40 if figure.layout.annotations else 15
+    return picture(figure.update_layout(height=height, margin_t=top, legend_y=-90 / height))
 
 
 def _curves(found: Mapping[str, Any]) -> Iterator[go.Figure]:
