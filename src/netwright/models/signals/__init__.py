@@ -1,0 +1,1 @@
+"""Networks for signals: radio and speech."""
