@@ -59,6 +59,12 @@ def floating_point(name: str, tensor: Tensor) -> None:
         fail(f"{name} must be of a floating-point type", tensor.dtype)
 
 
+def complex_valued(name: str, tensor: Tensor) -> None:
+    """Check that a tensor holds complex numbers."""
+    if not tensor.is_complex():
+        fail(f"{name} must be complex (torch.complex(x, torch.zeros_like(x)) makes a real x so)", tensor.dtype)
+
+
 def did_you_mean(given: str, known: Iterable[str]) -> str:
     """The end of an error message about an unknown name: the closest known name, else all of them."""
     names = sorted(known)
@@ -92,6 +98,7 @@ __all__ = [
     "Interrupted",
     "at_least",
     "between",
+    "complex_valued",
     "did_you_mean",
     "dimensions",
     "divisible",
