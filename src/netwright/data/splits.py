@@ -174,9 +174,7 @@ class Splits:
 
     def _statistics(self) -> tuple[Tensor, Tensor]:
         if self.mean is None or self.std is None:
-            raise checks.InputError(
-                "these inputs were not normalised, or were changed since: their units are lost"
-            )
+            raise checks.InputError("these inputs were not normalised, or were changed since: their units are lost")
         shape = (1, -1, *[1] * (len(self.input_shape) - 1))
         return self.mean.view(shape), self.std.view(shape)
 
