@@ -1,12 +1,16 @@
 """Tests of ``netwright.recipes``: parsing, options, chains. The recipes themselves are tested with their systems."""
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 
 from netwright.bench.catalogue import read_recipes
 from netwright.claims import read_claims
-from netwright.data import ALL_TASKS, TABLES, Task, load
+from netwright.data import ALL_TASKS, TABLES, Splits, Task, load
+from netwright.data.loading import prepare
+from netwright.data.raw import Raw
 from netwright.recipes import Chain, Recipe, all_recipes, parse_chain
 from netwright.training import Backprop
 
@@ -92,6 +96,15 @@ def test_what_cannot_be_parsed(text: str, message: str) -> None:
 
 
 NEEDS_ATTENTION = {"gpsa": "vit-tiny"}
+NEEDS_BEFORE = {"gbw-norm": "cov-pool+gbw-norm"}
+
+
+def data_for(name: str) -> Splits:
+    if name != "location-encoder":
+        return load("digits")
+    generator = np.random.default_rng(0)
+    places = pd.DataFrame({"lat": generator.uniform(-90, 90, 50), "lon": generator.uniform(-180, 180, 50)})
+    return prepare(Raw(places, np.arange(50) % 2, Task.TABULAR_CLASSIFICATION, ("0", "1")), "places")
 
 
 def test_every_recipe_belongs_to_a_claim_and_the_catalogue_reads_the_same() -> None:
@@ -105,9 +118,9 @@ def test_every_recipe_belongs_to_a_claim_and_the_catalogue_reads_the_same() -> N
 def test_every_recipe_fits_a_named_model(name: str) -> None:
     from netwright.models.baselines import build_model, check_outputs
 
-    chain = parse_chain(name)
-    data = load("digits")
-    model = build_model(NEEDS_ATTENTION.get(name, "cnn"), data)
+    chain = parse_chain(NEEDS_BEFORE.get(name, name))
+    data = data_for(name)
+    model = build_model(NEEDS_ATTENTION.get(name, "cnn" if len(data.input_shape) == 3 else "mlp"), data)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     changed = chain.build(model, data)
     check_outputs(changed, data, name)

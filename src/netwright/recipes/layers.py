@@ -333,4 +333,16 @@ relative = Recipe(
 )
 
 
-__all__ = ["af_kan", "ebv", "ela", "evonorm", "gpsa", "hyperzzw", "mix_shift", "phm", "quadratic", "relative", "s_kan"]
+__all__ = [
+    "af_kan",
+    "ebv",
+    "ela",
+    "evonorm",
+    "gpsa",
+    "hyperzzw",
+    "mix_shift",
+    "phm",
+    "quadratic",
+    "relative",
+    "s_kan",
+]
