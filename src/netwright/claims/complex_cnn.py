@@ -233,4 +233,4 @@ def draw() -> Figure:
     for number in range(len(panels)):
         axis = "" if number == 0 else str(number + 1)
         figure.update_layout({f"yaxis{axis}_scaleanchor": f"x{axis}"})
-    return figure
+    return figure.update_layout(title="A phantom from a noisy spectrum, segmented by three networks")

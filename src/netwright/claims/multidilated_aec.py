@@ -263,7 +263,7 @@ def draw() -> "go.Figure":
         figure.add_trace(heat, row=row, col=1)
         figure.update_yaxes(title_text="Hz", row=row, col=1)
     figure.update_xaxes(title_text="seconds", row=3, col=1)
-    return figure
+    return figure.update_layout(title="What a network of two minutes of sound leaves of a recording")
 
 
 def _voices(trial: Trial) -> dict[str, tuple[Voices, Voices]]:
