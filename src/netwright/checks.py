@@ -67,7 +67,7 @@ def complex_valued(name: str, tensor: Tensor) -> None:
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
     """The end of an error message about an unknown name: the closest known name, else all of them."""
-    names = sorted(known)
+    names = sorted(filter(None, known))  # the name of a whole model among its layers is empty
     close = difflib.get_close_matches(given, names, n=1, cutoff=0.6)
     if close:
         return f"did you mean {close[0]!r}?"

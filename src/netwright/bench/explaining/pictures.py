@@ -188,7 +188,10 @@ def explain_pictures(
     for method in methods:
         checks.known("method", method, METHODS)
     if layer is None and set(methods) - _WITHOUT_LAYER:
-        layer = default_layer(model, pictures.inputs[:4])
+        try:
+            layer = default_layer(model, pictures.inputs[:4])
+        except checks.InputError as error:
+            raise checks.InputError(f"{error}; --method guided-backprop needs no such layer") from error
     start = time.perf_counter()
     logits = predict(model, pictures.inputs)
     answers = logits.argmax(1)
