@@ -190,36 +190,53 @@ def _project(flat: Tensor, number: int, center: bool) -> tuple[Tensor, Tensor, T
         scale = flat.abs().amax((1, 2), keepdim=True)
         scale = scale.where(scale > 0, 1.0)
         flat = flat / scale
-    # the difference is in double precision: no copy of the rest is needed
-    flat = flat - flat.mean(1, keepdim=True, dtype=torch.float64) if center else flat.double()
     wide = flat.shape[1] <= flat.shape[2]
-    gram = flat @ flat.mT if wide else flat.mT @ flat
-    squares, vectors = _leading(gram, number + 1)
+    if flat.is_cpu and 2 * (number + 1) < min(flat.shape[1:]):
+        squares, vectors, total = _leading_one_by_one(flat, number + 1, center, wide)
+    else:
+        flat = _in_double(flat, center)
+        gram = flat @ flat.mT if wide else flat.mT @ flat
+        total = gram.diagonal(dim1=1, dim2=2).sum(1)
+        squares, vectors = torch.linalg.eigh(gram)
+        squares, vectors = squares[:, -number - 1 :].flip(1), vectors[:, :, -number - 1 :].flip(2)
+        squares = nn.functional.pad(squares, (0, number + 1 - squares.shape[1]))  # 0 beyond the last
     # what rounding leaves of an eigenvalue 0 is none
-    rounding = gram.shape[1] * torch.finfo(torch.float64).eps
+    rounding = min(flat.shape[1:]) * torch.finfo(torch.float64).eps
     squares = torch.where(squares > rounding * squares[:, :1], squares, 0.0)
     values = squares.sqrt()
     found = vectors[:, :, :number].mT
-    maps = found * values[:, :number, None] if wide else found @ flat.mT
+    maps = found * values[:, :number, None] if wide else found @ _in_double(flat, center).mT
     maps = torch.where(values[:, :number, None] > 0, maps, 0.0)
-    total = gram.diagonal(dim1=1, dim2=2).sum(1)
     return maps * scale, values * scale.view(-1, 1), total * scale.view(-1).square()
 
 
-def _leading(gram: Tensor, number: int) -> tuple[Tensor, Tensor]:
-    """The largest eigenvalues ``(batch, number)``, from the largest down, with their vectors; 0 beyond the last."""
-    size = gram.shape[1]
-    if gram.device.type == "cpu" and 2 * number < size:
-        span = size - number, size - 1
-        # LAPACK finds the few that are needed in half of the time, one matrix a call as for all of them
-        parts = [scipy.linalg.eigh(g, subset_by_index=span, check_finite=False) for g in gram.numpy()]
-        values = torch.stack([torch.from_numpy(part[0]) for part in parts])
-        vectors = torch.stack([torch.from_numpy(part[1]) for part in parts])
-    else:
-        values, vectors = torch.linalg.eigh(gram)
-        values, vectors = values[:, -number:], vectors[:, :, -number:]
-    values, vectors = values.flip(1), vectors.flip(2)
-    return nn.functional.pad(values, (0, number - values.shape[1])), vectors
+def _in_double(flat: Tensor, center: bool) -> Tensor:
+    # the difference is in double precision: no copy of the rest is needed
+    return flat - flat.mean(-2, keepdim=True, dtype=torch.float64) if center else flat.double()
+
+
+def _leading_one_by_one(flat: Tensor, number: int, center: bool, wide: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The largest eigenvalues ``(batch, number)`` of the Gram matrices, from the largest down, their vectors, traces.
+
+    LAPACK finds the few that are needed in half of the time, one matrix a call as for all of them. One picture stays in
+    the processor's cache, in memory that is used again: fresh pages for each cost more than the arithmetic in them.
+    """
+    size = min(flat.shape[1:])
+    span = size - number, size - 1
+    values = flat.new_empty(len(flat), number, dtype=torch.float64)
+    vectors = flat.new_empty(len(flat), size, number, dtype=torch.float64)
+    total = flat.new_empty(len(flat), dtype=torch.float64)
+    rows = torch.empty_like(flat[0], dtype=torch.float64)
+    gram = rows.new_empty(size, size)
+    for index, one in enumerate(flat):
+        rows.copy_(one)
+        if center:
+            rows.sub_(rows.mean(0, keepdim=True))
+        torch.mm(*((rows, rows.mT) if wide else (rows.mT, rows)), out=gram)
+        total[index] = gram.trace()
+        found = scipy.linalg.eigh(gram.numpy(), subset_by_index=span, check_finite=False, overwrite_a=True)
+        values[index], vectors[index] = map(torch.from_numpy, found)
+    return values.flip(1), vectors.flip(2), total
 
 
 def _signed(maps: Tensor) -> tuple[Tensor, Tensor]:
