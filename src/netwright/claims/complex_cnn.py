@@ -92,15 +92,15 @@ CLAIM = Claim(
         ),
         Check("whitening has five per channel", metric="numbers per channel of the norm", arm="complex", exactly=5.0),
     ),
-    note="Small networks (ResNet of 8 layers, U-Net of 3 levels) on digits of which 40 % of the lines of the spectrum are "
-    "known, and on phantoms from noisy spectra; the paper classifies and segments tumours. All arms see the pictures "
-    "that the inverse transform makes of the spectra, not the spectra: what stands where in a spectrum is no matter "
-    "for convolutions. Fashion-MNIST is replaced by MNIST. Whether arms differ on real pictures is measured, not "
-    "checked. That complex beats the others is checked by the interval of paired differences, where the proposal was "
-    "one standard error. Our reading of what is refuted: a complex weight is two real ones tied to each other; the "
-    "real twin has as many, untied, in more channels, and the phase of these pictures (one turn for all pixels, or a "
-    "smooth wave) can be learned without the tie. In one seed the real network segmented nothing, which makes two "
-    "checks inconclusive.",
+    note="Small networks (ResNet of 8 layers, U-Net of 3 levels) on digits of which 40 % of the lines of the spectrum "
+    "are known, and on phantoms from noisy spectra; the paper classifies and segments tumours. All arms see the "
+    "pictures that the inverse transform makes of the spectra, not the spectra: what stands where in a spectrum "
+    "is no matter for convolutions. Fashion-MNIST is replaced by MNIST. Whether arms differ on real pictures is "
+    "measured, not checked. That complex beats the others is checked by the interval of paired differences, where "
+    "the proposal was one standard error. Our reading of what is refuted: a complex weight is two real ones tied "
+    "to each other; the real twin has as many, untied, in more channels, and the phase of these pictures (one "
+    "turn for all pixels, or a smooth wave) can be learned without the tie. In one seed the real network "
+    "segmented nothing, which makes two checks inconclusive.",
 )
 
 SETTINGS = Settings(optimizer="adam", lr=3e-3, batch_size=32, schedule="cosine")
