@@ -260,7 +260,7 @@ def _caption(pictures: Pictures, index: int, logits: Tensor, target: int) -> str
 def _answers(pictures: Pictures, found: Mapping[str, Found], logits: Tensor, targets: Tensor) -> Listing:
     first, *others = found
     headings = ["picture", "true", "answered", "probability", "explained"]
-    headings += [f"correlation of the maps of {first} and {other}" for other in others]
+    headings += [f"{other} like {first} (correlation)" for other in others]
     likeness = [map_correlation(found[first].map, found[other].map) for other in others]
     probabilities, answers = logits.softmax(1).max(1)
     table = [
