@@ -11,6 +11,7 @@ TOLERANCE = 1e-4  # of the determinant of SL, and of what makes a rotation
 
 
 def symmetric_basis(n: int, traceless: bool) -> Tensor:
+    """Orthonormal basis of the symmetric n×n matrices, of those with trace 0 if asked for ``(dim, n, n)``."""
     basis = torch.zeros(n * (n + 1) // 2, n, n, dtype=torch.float64, device="cpu")
     for i in range(n):
         basis[i, i, i] = 1
@@ -25,6 +26,7 @@ def symmetric_basis(n: int, traceless: bool) -> Tensor:
 
 
 def skew_basis(n: int) -> Tensor:
+    """Orthonormal basis of the skew-symmetric n×n matrices ``(dim, n, n)``."""
     pairs = torch.combinations(torch.arange(n, device="cpu")).tolist()
     basis = torch.zeros(len(pairs), n, n, dtype=torch.float64, device="cpu")
     for index, (i, j) in enumerate(pairs):
@@ -33,23 +35,27 @@ def skew_basis(n: int) -> Tensor:
 
 
 def hat(v: Tensor, basis: Tensor) -> Tensor:
+    """The matrices of coordinates ``(…, dim)`` in a basis."""
     check_coordinates("v", v, len(basis))
     x: Tensor = torch.tensordot(v, basis.to(v), 1)
     return x
 
 
 def vee(x: Tensor, basis: Tensor) -> Tensor:
+    """The coordinates of matrices ``(…, n, n)`` in an orthonormal basis."""
     check_matrices("x", x, basis.shape[-1])
     v: Tensor = torch.tensordot(x, basis.to(x), ([-2, -1], [-2, -1]))
     return v
 
 
 def matrix_exp(x: Tensor) -> Tensor:
+    """Exponential of matrices."""
     g: Tensor = torch.linalg.matrix_exp(x)
     return g
 
 
 def rotation(angle: Tensor) -> Tensor:
+    """Rotations of the plane by angles ``(…)``: ``(…, 2, 2)``."""
     cos, sin = angle.cos(), angle.sin()
     return torch.stack((cos, -sin, sin, cos), -1).reshape(*angle.shape, 2, 2)
 
@@ -111,22 +117,26 @@ def drawing_device(generator: torch.Generator | None, device: torch.device | str
 
 
 def only_two(what: str, n: int) -> None:
+    """Refuse what is there in two dimensions only."""
     if n != 2:
         checks.fail(f"n must be 2 for {what}", n)
 
 
 def check_coordinates(name: str, v: Tensor, dim: int) -> None:
+    """Check the number of coordinates."""
     if not v.dim() or v.shape[-1] != dim:
         checks.fail(f"{name} must have {dim} coordinates (…, {dim})", f"shape {tuple(v.shape)}")
 
 
 def check_matrices(name: str, x: Tensor, n: int) -> None:
+    """Check that these are n×n matrices."""
     checks.floating_point(name, x)
     if x.dim() < 2 or tuple(x.shape[-2:]) != (n, n):
         checks.fail(f"{name} must be matrices (…, {n}, {n})", f"shape {tuple(x.shape)}")
 
 
 def check_volume(name: str, determinants: Tensor) -> None:
+    """Check that determinants are 1."""
     far = determinants[(determinants - 1).abs().argmax()] if determinants.dim() else determinants
     if not abs(far.item() - 1) <= TOLERANCE:
         checks.fail(f"{name} must have determinant 1 up to {TOLERANCE:g}", f"{far.item():.6g}")
