@@ -1,4 +1,4 @@
-"""Run all benchmarks of some rooms and write their table into docs/performance.md: `python -m benchmarks layers`."""
+"""Run benchmarks and write what they measure into docs/performance.md: `python -m benchmarks layers analysis.collapse`."""
 
 import re
 import sys
@@ -9,33 +9,45 @@ from pkgutil import iter_modules
 from benchmarks import timing
 
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
+HEAD = ["| what | | against | ratio | target | |", "|---|---|---|---|---|---|"]
 
 
-def table(room: str) -> str:
-    """Markdown table of everything that the benchmarks of ``room`` measure."""
-    lines = ["| what | | against | ratio | target | |", "|---|---|---|---|---|---|"]
-    package = import_module(f"benchmarks.{room}")
-    for module in iter_modules(package.__path__):
-        timing.rows.clear()
-        name = f"{room}.{module.name}"
-        print(f"\n== {name}")
-        import_module(f"benchmarks.{name}").main()
-        for row in timing.rows:
-            target = "" if row.target is None else f"≤ {row.target:.2f}×"
-            cells = (f"`{name}`: {row.title}", row.candidate, row.baseline, f"{row.ratio:.2f}×", target, row.verdict)
-            lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
-    return "\n".join(lines)
+def measured(name: str) -> list[str]:
+    """Rows of everything that the benchmark ``room.file`` measures."""
+    timing.rows.clear()
+    print(f"\n== {name}")
+    import_module(f"benchmarks.{name}").main()
+    lines = []
+    for row in timing.rows:
+        target = "" if row.target is None else f"≤ {row.target:.2f}×"
+        cells = (f"`{name}`: {row.title}", row.candidate, row.baseline, f"{row.ratio:.2f}×", target, row.verdict)
+        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+    return lines
+
+
+def benchmarks_of(room: str) -> list[str]:
+    """The names ``room.file`` of a room, or of one file of it."""
+    if "." in room:
+        return [room]
+    return [f"{room}.{module.name}" for module in iter_modules(import_module(f"benchmarks.{room}").__path__)]
 
 
 def main() -> None:
-    page = PAGE.read_text(encoding="utf-8")
-    for room in sys.argv[1:]:
-        marked = re.compile(f"(<!-- measured: {room} -->\n).*?(<!-- end -->)", re.DOTALL)
-        if not marked.search(page):
+    for asked in sys.argv[1:]:
+        room = asked.partition(".")[0]
+        marked = re.compile(f"(<!-- measured: {room} -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+        if not marked.search(PAGE.read_text(encoding="utf-8")):
             sys.exit(f"{PAGE.name} has no place '<!-- measured: {room} -->' … '<!-- end -->' for a table")
-        measured = table(room)
-        page = marked.sub(lambda found, text=measured: found[1] + text + "\n" + found[2], page)
-        PAGE.write_text(page, encoding="utf-8")
+        for name in benchmarks_of(asked):
+            lines = measured(name)
+            page = PAGE.read_text(encoding="utf-8")
+            old = marked.findall(page)[0][1].splitlines()[len(HEAD) :]
+            kept = [line for line in old if not line.startswith(f"| `{name}`:")]
+            # the files of a room in the order of their names
+            table = "\n".join([*HEAD, *sorted(kept + lines, key=lambda line: line.split("`")[1])])
+            PAGE.write_text(
+                marked.sub(lambda found, text=table: f"{found[1]}{text}\n{found[3]}", page), encoding="utf-8"
+            )
 
 
 if __name__ == "__main__":
