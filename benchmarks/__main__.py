@@ -1,4 +1,4 @@
-"""Run benchmarks and write what they measure into docs/performance.md: `python -m benchmarks layers analysis.collapse`."""
+"""Run benchmarks and write their rows into docs/performance.md: `python -m benchmarks layers analysis.collapse`."""
 
 import re
 import sys
