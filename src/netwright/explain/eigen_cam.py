@@ -102,9 +102,6 @@ def principal_map(activation: Tensor, center: bool = False, components: int | No
     number = 1 if components is None else components
     checks.at_least("components", number, 1)
     checks.at_least("number of places and of channels", min(flat.shape[1:]), number)
-    low, high = flat.aminmax() if flat.numel() else (flat.sum(), flat.sum())  # both are NaN if an entry is
-    if not bool(low.isfinite() & high.isfinite()):
-        raise checks.InputError("activation must be finite, got NaN or infinity")
     maps, values, total = _project(flat, number, center)
     maps, sign = _signed(maps)
     following = values[:, 1:]
@@ -197,6 +194,7 @@ def _project(flat: Tensor, number: int, center: bool) -> tuple[Tensor, Tensor, T
         flat = _in_double(flat, center)
         gram = flat @ flat.mT if wide else flat.mT @ flat
         total = gram.diagonal(dim1=1, dim2=2).sum(1)
+        _check_finite(total)
         squares, vectors = torch.linalg.eigh(gram)
         squares, vectors = squares[:, -number - 1 :].flip(1), vectors[:, :, -number - 1 :].flip(2)
         squares = nn.functional.pad(squares, (0, number + 1 - squares.shape[1]))  # 0 beyond the last
@@ -213,6 +211,12 @@ def _project(flat: Tensor, number: int, center: bool) -> tuple[Tensor, Tensor, T
 def _in_double(flat: Tensor, center: bool) -> Tensor:
     # the difference is in double precision: no copy of the rest is needed
     return flat - flat.mean(-2, keepdim=True, dtype=torch.float64) if center else flat.double()
+
+
+def _check_finite(total: Tensor) -> None:
+    """A sum of squares in double precision is finite just if all entries are, and costs no pass of its own."""
+    if not bool(total.isfinite().all()):
+        raise checks.InputError("activation must be finite, got NaN or infinity")
 
 
 def _leading_one_by_one(flat: Tensor, number: int, center: bool, wide: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -234,6 +238,7 @@ def _leading_one_by_one(flat: Tensor, number: int, center: bool, wide: bool) -> 
             rows.sub_(rows.mean(0, keepdim=True))
         torch.mm(*((rows, rows.mT) if wide else (rows.mT, rows)), out=gram)
         total[index] = gram.trace()
+        _check_finite(total[index])
         found = scipy.linalg.eigh(gram.numpy(), subset_by_index=span, check_finite=False, overwrite_a=True)
         values[index], vectors[index] = map(torch.from_numpy, found)
     return values.flip(1), vectors.flip(2), total
