@@ -182,6 +182,13 @@ class SampledConv2d(nn.Module):
         soft: Tensor = torch.sigmoid(2 * (1 - radius))
         return soft
 
+    def _on_plane(self, inverse: Tensor) -> Tensor:
+        """Kernels at g⁻¹u, times |det g⁻¹| where g changes volumes: ``(samples, kernel_size², out, in)``."""
+        values = self._read(self._moved_grid(inverse))
+        if not self.group.volume_preserving:
+            values = values * torch.linalg.det(inverse).abs()[:, None, None, None]
+        return values
+
     def _moved_grid(self, inverse: Tensor) -> Tensor:
         """Where pixel x is read, g⁻¹x: ``(samples, pixels, 2)``."""
         return self.grid.to(inverse) @ inverse.mT

@@ -81,13 +81,7 @@ class LiftingConv2d(SampledConv2d):
     def weight(self, samples: Samples) -> Tensor:
         """The kernels of these output samples: ``(out_channels, samples, in_channels, kernel_size²)``."""
         self._check_samples("samples", samples)
-        return self._weight(lambda: self._lifted(samples.inverse), samples.inverse)
-
-    def _lifted(self, inverse: Tensor) -> Tensor:
-        values = self._read(self._moved_grid(inverse))
-        if not self.group.volume_preserving:
-            values = values * torch.linalg.det(inverse).abs()[:, None, None, None]
-        return values.permute(2, 0, 3, 1)
+        return self._weight(lambda: self._on_plane(samples.inverse).permute(2, 0, 3, 1), samples.inverse)
 
     def forward(self, x: Tensor, samples: Samples) -> Tensor:
         checks.dimensions("x", x, "(batch, channels, height, width)")
@@ -224,13 +218,7 @@ class ProjectionConv2d(SampledConv2d):
     def weight(self, samples: Samples) -> Tensor:
         """The kernels of these input samples: ``(out_channels, in_channels, samples, kernel_size²)``."""
         self._check_samples("samples", samples)
-        return self._weight(lambda: self._projected(samples.inverse), samples.inverse)
-
-    def _projected(self, inverse: Tensor) -> Tensor:
-        values = self._read(self._moved_grid(inverse))
-        if not self.group.volume_preserving:
-            values = values * torch.linalg.det(inverse).abs()[:, None, None, None]
-        return values.permute(2, 3, 0, 1)
+        return self._weight(lambda: self._on_plane(samples.inverse).permute(2, 3, 0, 1), samples.inverse)
 
     def forward(self, x: Tensor, samples: Samples) -> Tensor:
         self._check_maps(x, samples)
