@@ -519,7 +519,7 @@ def test_normalised_maps() -> None:
 
 def test_bad_layers() -> None:
     model, x = small_cnn(), pictures()
-    with pytest.raises(InputError, match=r"unknown layer 'stages'; known are: , 0, 1, 2"):
+    with pytest.raises(InputError, match=r"unknown layer 'stages'; known are: 0, 1, 2"):
         grad_cam(model, x, "stages")
     with pytest.raises(InputError, match=r"unknown layer 'blocks.1.atention.0'; did you mean 'blocks.1.attention.0'"):
         grad_cam(vit(), torch.randn(1, 1, 12, 12), "blocks.1.atention.0")
