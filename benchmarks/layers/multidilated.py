@@ -10,6 +10,8 @@ from netwright.layers.pseudo_complex import PseudoComplex, pseudo_complex_conv2d
 from netwright.models.signals.aec import ComplexMaskAEC
 from netwright.models.signals.wav import cancel_echo
 
+ONCE = "pair by pair, norm and activation once"
+
 
 class LayerByLayer(nn.Module):
     """The block as the paper writes it: each layer normalises and convolves all earlier ones, L(L+1)/2 convolutions."""
@@ -71,7 +73,7 @@ def dense() -> None:
             torch.testing.assert_close(form, block(x), atol=1e-5, rtol=1e-5)
         candidates = {
             "layer by layer": lambda n=naive, x=x: n(x),
-            "pair by pair, norm and activation once": lambda b=block, x=x: pair_by_pair(b, x),
+            ONCE: lambda b=block, x=x: pair_by_pair(b, x),
             "each source once": lambda b=block, x=x: b(x),
         }
         title = f"D2 block, 32 channels, growth {growth}, L = 6, batch {batch} of {size[0]}×{size[1]}"
@@ -79,11 +81,11 @@ def dense() -> None:
         with torch.no_grad():
             block.eval()
             naive.eval()
-            side_by_side(f"{title}: eval", candidates, baseline="layer by layer", rounds=20, targets=targets)
+            side_by_side(f"{title}: eval", candidates, baseline=ONCE, rounds=20, targets=targets)
         block.train()
         naive.train()
         steps = {name: lambda c=c: c().square().sum().backward() for name, c in candidates.items()}
-        side_by_side(f"{title}: training step", steps, baseline="layer by layer", rounds=10, targets=targets)
+        side_by_side(f"{title}: training step", steps, baseline=ONCE, rounds=10, targets=targets)
 
 
 def pseudo_complex() -> None:
