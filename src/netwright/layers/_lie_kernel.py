@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -103,6 +103,8 @@ class SirenKernel(nn.Module):
 class SampledConv2d(nn.Module):
     """What the three convolutions share: the kernel network, the pixels it is read at, and the disc."""
 
+    least_kernel_size: ClassVar[int] = 2
+    relates_samples: ClassVar[bool] = False  # whether the kernel also reads the coordinates of g⁻¹h
     grid: Tensor
 
     def __init__(
@@ -112,17 +114,18 @@ class SampledConv2d(nn.Module):
         in_channels: int,
         out_channels: int,
         kernel_size: int,
-        coordinates: int,
-        stride: int,
-        padding: int,
-        bias: bool,
-        hidden: int,
-        layers: int,
-        w0: float,
-        device: torch.device | str | None,
-        dtype: torch.dtype | None,
+        stride: int = 1,
+        padding: int = 0,
+        bias: bool = True,
+        *,
+        hidden: int = 60,
+        layers: int = 3,
+        w0: float = 10.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        checks.at_least("kernel_size", kernel_size, self.least_kernel_size)
         checks.at_least("num_samples", num_samples, 1)
         checks.at_least("stride", stride, 1)
         checks.at_least("padding", padding, 0)
@@ -134,7 +137,7 @@ class SampledConv2d(nn.Module):
         self.stride = stride
         self.padding = padding
         self.kernel = SirenKernel(
-            coordinates, in_channels, out_channels, kernel_size,
+            2 + group.dim * self.relates_samples, in_channels, out_channels, kernel_size,
             hidden=hidden, layers=layers, w0=w0, device=device, dtype=dtype,
         )  # fmt: skip
         self.bias = nn.Parameter(torch.zeros(out_channels, device=device, dtype=dtype)) if bias else None

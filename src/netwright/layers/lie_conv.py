@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from netwright import checks
 from netwright.layers._lie_kernel import SampledConv2d, SirenKernel
-from netwright.layers.liegroups import LieGroup, Samples
+from netwright.layers.liegroups import Samples
 
 
 class LiftingConv2d(SampledConv2d):
@@ -54,29 +54,6 @@ class LiftingConv2d(SampledConv2d):
         >>> layer(torch.randn(2, 1, 12, 12), layer.sample()).shape
         torch.Size([2, 4, 8, 8, 8])
     """
-
-    def __init__(
-        self,
-        group: LieGroup,
-        num_samples: int,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int,
-        stride: int = 1,
-        padding: int = 0,
-        bias: bool = True,
-        *,
-        hidden: int = 60,
-        layers: int = 3,
-        w0: float = 10.0,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        checks.at_least("kernel_size", kernel_size, 2)
-        super().__init__(
-            group, num_samples, in_channels, out_channels, kernel_size, 2, stride, padding, bias,
-            hidden, layers, w0, device, dtype,
-        )  # fmt: skip
 
     def weight(self, samples: Samples) -> Tensor:
         """The kernels of these output samples: ``(out_channels, samples, in_channels, kernel_size²)``."""
@@ -123,27 +100,8 @@ class GroupConv2d(SampledConv2d):
         torch.Size([2, 3, 6, 8, 8])
     """
 
-    def __init__(
-        self,
-        group: LieGroup,
-        num_samples: int,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int,
-        stride: int = 1,
-        padding: int = 0,
-        bias: bool = True,
-        *,
-        hidden: int = 60,
-        layers: int = 3,
-        w0: float = 10.0,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(
-            group, num_samples, in_channels, out_channels, kernel_size, 2 + group.dim, stride, padding, bias,
-            hidden, layers, w0, device, dtype,
-        )  # fmt: skip
+    least_kernel_size = 1
+    relates_samples = True
 
     def weight(self, inputs: Samples, outputs: Samples) -> Tensor:
         """The kernels: ``(out_channels, output samples, in_channels, input samples, kernel_size²)``."""
@@ -191,29 +149,6 @@ class ProjectionConv2d(SampledConv2d):
         >>> project(lift(torch.randn(2, 1, 12, 12), samples), samples).shape
         torch.Size([2, 3, 4, 4])
     """
-
-    def __init__(
-        self,
-        group: LieGroup,
-        num_samples: int,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int,
-        stride: int = 1,
-        padding: int = 0,
-        bias: bool = True,
-        *,
-        hidden: int = 60,
-        layers: int = 3,
-        w0: float = 10.0,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        checks.at_least("kernel_size", kernel_size, 2)
-        super().__init__(
-            group, num_samples, in_channels, out_channels, kernel_size, 2, stride, padding, bias,
-            hidden, layers, w0, device, dtype,
-        )  # fmt: skip
 
     def weight(self, samples: Samples) -> Tensor:
         """The kernels of these input samples: ``(out_channels, in_channels, samples, kernel_size²)``."""
