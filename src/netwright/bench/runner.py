@@ -14,9 +14,10 @@ from typing import Any, Protocol
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import MofNCompleteColumn, Progress, TextColumn
 
 from netwright import checks
+from netwright.bench.progress import progress_bar
 from netwright.bench.store import Cell, Outcome, Store
 
 Work = Callable[[Mapping[str, Any]], Mapping[str, Any]]
@@ -107,7 +108,8 @@ def run_cells(
     try:
         if len(finished) < len(cells):
             with store.heartbeat(), _interrupts() as interrupts:
-                _Run(cells, work, store, executor, finished, retry_failed, interrupts).go(_progress_bar(console))
+                bar = progress_bar(console, MofNCompleteColumn(), left=[TextColumn("{task.fields[left]}")])
+                _Run(cells, work, store, executor, finished, retry_failed, interrupts).go(bar)
     finally:
         executor.close()
     return finished
@@ -242,19 +244,6 @@ def _not_finite(value: Any, name: str = "") -> str | None:
     items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
     found = (_not_finite(item, f"{name}.{key}".lstrip(".")) for key, item in items)
     return next((where for where in found if where is not None), None)
-
-
-def _progress_bar(console: Console | None) -> Progress:
-    return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[left]}"),
-        console=console,
-        disable=console is None,
-        transient=True,
-    )
 
 
 __all__ = ["ATTEMPTS", "Executor", "Work", "WorkerDied", "attempt", "run_cells"]

@@ -11,12 +11,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from netwright import checks
 from netwright.analysis.capture import capture, run_order
 from netwright.bench.findings import Findings, NotApplicable, Observer, Section, Subject
+from netwright.bench.progress import progress_bar
 from netwright.cost import count_macs
 from netwright.data.splits import Splits
 from netwright.models.baselines import check_outputs
@@ -64,7 +64,7 @@ def run_sections(
     check_outputs(model, splits, "the model")
     if against is not None:
         check_outputs(against, splits, "the model to compare with")
-    with _random_states_kept(seed), _progress(console) as progress:
+    with _random_states_kept(seed), progress_bar(console) as progress:
         own, other = _copy(model), None if against is None else _copy(against)
         _check_finite(own, splits.train.inputs[:64], "the model")
         if other is not None:
@@ -149,19 +149,6 @@ def _random_states_kept(seed: int) -> Iterator[None]:
         finally:
             np.random.set_state(numpy_state)  # noqa: NPY002
             random.setstate(python_state)
-
-
-def _progress(console: Console | None) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left about"),
-        TimeRemainingColumn(),
-        console=console,
-        disable=console is None,
-        transient=True,
-    )
 
 
 __all__ = ["Part", "run_sections"]

@@ -11,12 +11,13 @@ import plotly.graph_objects as go
 import torch
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import TaskProgressColumn
 from rich.table import Table
 from torch import Tensor, nn
 
 from netwright import checks
 from netwright.bench.pages import COLOURS, picture, styled, write_page
+from netwright.bench.progress import progress_bar
 from netwright.models.vision.classic import MLP
 from netwright.verify.bounds import Relaxation, relu_relaxation
 from netwright.verify.soundness import (
@@ -271,15 +272,7 @@ def _ways(model: nn.Module, instances: InstanceSet, points: int = 201) -> Tensor
 
 @contextmanager
 def _progress(console: Console | None) -> Iterator[Callable[[str, float], None]]:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left about"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=console is None, transient=True) as progress:
+    with progress_bar(console, TaskProgressColumn()) as progress:
         task = progress.add_task("", total=1.0)
         yield lambda what, share: progress.update(task, description=what, completed=share)
 

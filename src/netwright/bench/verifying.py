@@ -11,12 +11,13 @@ import torch
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn
 from rich.table import Table
 from torch import Tensor, nn
 
 from netwright import checks
 from netwright.bench.pages import picture, styled, write_page
+from netwright.bench.progress import progress_bar
 from netwright.data.splits import Split, Splits
 from netwright.training import predict
 from netwright.verify.decide import decide
@@ -121,7 +122,7 @@ def verify(
         InputError: If the network cannot be read, or a property does not fit it.
     """
     checks.positive("time_limit", time_limit)
-    with _progress(console) as progress:
+    with progress_bar(console, MofNCompleteColumn()) as progress:
         task = progress.add_task("", total=len(questions))
         for number, question in enumerate(questions):
             progress.update(task, description=escape(question.name[-40:]))
@@ -218,20 +219,6 @@ def _range(part: Split) -> tuple[Tensor, Tensor]:
     others = (0, 2, 3) if inputs.ndim == 4 else (0,)
     low, high = inputs.amin(others, keepdim=True), inputs.amax(others, keepdim=True)
     return low.expand_as(inputs[:1])[0], high.expand_as(inputs[:1])[0]
-
-
-def _progress(console: Console | None) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left about"),
-        TimeRemainingColumn(),
-        console=console,
-        disable=console is None,
-        transient=True,
-    )
 
 
 __all__ = ["Answer", "Question", "around_samples", "table", "verify", "write_report"]

@@ -22,16 +22,14 @@ def cancel_echo(
     json_to: Json = None,
 ) -> None:
     """Take the loudspeaker's echo, and noise, out of a microphone's recording."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
     from netwright.bench.pages import check_writable
+    from netwright.bench.progress import progress_bar
     from netwright.models.signals.wav import cancel_echo_wav
 
     console = console_for(json_to)
     check_writable(out, "--out")
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     started = time.perf_counter()
-    with Progress(*columns, console=console, transient=True) as progress:
+    with progress_bar(console) as progress:
         task = progress.add_task("removing echo", total=1.0)
         done = cancel_echo_wav(
             mic, loopback, weights, out, observer=lambda share: progress.update(task, completed=share)
