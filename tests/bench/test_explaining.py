@@ -132,18 +132,26 @@ def test_files_become_what_the_network_takes(digits: Splits, tmp_path: Path) -> 
     torch.testing.assert_close(alone.inputs[0, :, 0, 0], torch.tensor([2.0, -2.0, -2.0]))
     with pytest.raises(InputError, match="one number for each of 3 channels, got 2"):
         explaining.from_files([tmp_path / "b.png"], mean=(0.5, 0.5))
+    with pytest.raises(InputError, match="height and width of pictures must be at least 1, got -3"):
+        explaining.from_files([tmp_path / "b.png"], size=(-3, -3))
 
 
 def test_bad_names_list_what_there_is(trained: nn.Module, digits: Splits) -> None:
     pictures = explaining.from_test_part(trained, digits, 2)
     with pytest.raises(InputError, match="unknown method 'gradcam'; did you mean 'grad-cam'"):
         explaining.explain_pictures(trained, pictures, ["gradcam"])
+    with pytest.raises(InputError, match="number of methods must be at least 1, got 0"):
+        explaining.explain_pictures(trained, pictures, [])
     with pytest.raises(InputError, match="unknown class '11'"):
         explaining.explain_pictures(trained, pictures, target="11")
     with pytest.raises(InputError, match=r"unknown layer.*'10'"):
         explaining.explain_pictures(trained, pictures, layer="100")
     with pytest.raises(InputError, match="no layer puts out features over places"):
         explaining.explain_pictures(build_model("mlp", digits), pictures)
+    for shape in ((1,), ()):
+        single = nn.Sequential(nn.Conv2d(1, 1, 8), nn.Flatten(), nn.Flatten() if shape else nn.Flatten(0))
+        with pytest.raises(InputError, match=r"\(batch, classes\) of 2 classes or more, got \(2,"):
+            explaining.explain_pictures(single, pictures)
     with pytest.raises(InputError, match="maps need pictures"):
         explaining.from_test_part(trained, load("iris"))
 
@@ -161,6 +169,24 @@ def test_columns_and_rows_are_those_of_the_file(loans: Path) -> None:
     lines = {tuple(line.split(",")[:3]) for line in loans.read_text().splitlines()[1:]}
     assert all((f"{age:.0f}", f"{income:.0f}", home) in lines for age, income, home in rows)
     assert all(float(age).is_integer() for age, _, _ in rows)
+
+
+def test_markup_of_others_is_shown_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names of columns and classes, and the command: neither HTML nor the terminal's."""
+    monkeypatch.chdir(tmp_path)
+    rows = [f"{age},{'<u>yes</u>' if age < 40 else '[/no]'}" for age in range(100)]
+    Path("d.csv").write_text("\n".join(["a<b>ge</b>,[/out]", *rows]))
+    Path("p.py").write_text(
+        "import csv, sys\nfor row in csv.reader(list(sys.stdin)[1:]):\n"
+        "    print('<u>yes</u>' if float(row[0]) < 40 else '[/no]')\n"
+    )
+    arguments = ["--command", f"{sys.executable} p.py [/x] <i>it</i>", "--data", "d.csv", "--target", "[/out]"]
+    done = CliRunner().invoke(app, ["explain", *arguments, "--samples", "1"])
+    assert done.exit_code == 0, done.output
+    assert "[/no]" in done.output
+    page = Path("netwright-explain.html").read_text()
+    assert "&lt;u&gt;yes" in page
+    assert not any(tag in page for tag in ("<u>yes", "a<b>ge", "<i>it"))
 
 
 def test_a_command_is_explained_by_its_own_rule(loans: Path, tmp_path: Path) -> None:
@@ -191,9 +217,13 @@ def test_a_command_is_explained_by_its_own_rule(loans: Path, tmp_path: Path) -> 
         (["mlp", "--url", "http://x/", "--data", "iris"], "MODEL and --url"),
         (["--url", "ftp://x/", "--data", "iris"], "must start with http"),
         (["--url", "http://x/", "--token-env", "NO_SUCH_TOKEN", "--data", "iris"], "NO_SUCH_TOKEN"),
+        (["--command", "true", "--token-env", "X", "--data", "iris"], "--token-env is for --url"),
+        (["mlp", "--data", "iris", "--image", "none.png"], "--image is for a MODEL of pictures"),
         (["--command", "true", "--data", "digits"], "rules need a table"),
         (["mlp", "--data", "diabetes"], "data is for regression"),
         (["cnn", "--image", "none.png"], "built for data"),
+        (["cnn", "--data", "digits", "--samples", "1", "--out", "none.png"], "cannot write to none.png"),
+        (["--command", "true", "--data", "iris", "--samples", "-1"], "number of samples must be at least 0"),
     ],
 )
 def test_wrong_usage(arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

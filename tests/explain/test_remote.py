@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -82,6 +83,8 @@ def test_a_command_gets_csv_and_its_classes_become_probabilities() -> None:
         (script('print("yes")'), "one answer for each of 2 rows, got 1 answers"),
         (script('print("yes\\nyess")'), "'yess', which is no class; did you mean 'yes'"),
         (script('print("1,2,3\\n1,2,3")'), "the probabilities of 2 classes"),
+        (script('import sys; sys.stdout.buffer.write(b"\\xff\\nno")'), "which is no class"),
+        (script('print("x" * 200000)'), "must answer with CSV"),
         ("/no/such/program", "cannot be run: No such file"),
     ],
 )
@@ -180,8 +183,31 @@ def test_only_addresses_of_the_web(address: str) -> None:
         Endpoint(address, COLUMNS, CLASSES)
 
 
+@pytest.mark.parametrize("address", ["me:secret@host/x?key=secret", "http://me:secret/1@host/", "ftp://a/?key=secret"])
+def test_an_address_that_is_none_is_not_repeated(address: str) -> None:
+    with pytest.raises(InputError, match="the address") as caught:
+        Endpoint(address, COLUMNS, CLASSES)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("token", ["secret€", "secret\n"])
+def test_a_token_that_no_header_can_hold(token: str) -> None:
+    with pytest.raises(InputError, match="header 'Authorization' must be of printable ASCII") as caught:
+        Endpoint("http://host/", COLUMNS, CLASSES, headers={"Authorization": f"Bearer {token}"})
+    assert "secret" not in str(caught.value)
+
+
+def test_the_token_is_sent_whatever_netrc_says(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password other\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    server.will_answer(200, ["no", "no"])
+    Endpoint(server.address, COLUMNS, CLASSES, headers={"Authorization": "Bearer abc"})(ROWS)
+    assert server.got[0][0]["Authorization"] == "Bearer abc"
+
+
 def test_addresses_are_shown_without_secrets() -> None:
     assert without_secrets("https://me:pass@host:444/a?token=1#b") == "https://host:444/a"
+    assert without_secrets("http://[::1]:8000/a") == "http://[::1]:8000/a"
 
 
 def test_no_rows() -> None:

@@ -76,9 +76,9 @@ class Listing:
 
     def table(self) -> Table:
         """It, for a terminal."""
-        table = Table(title=self.title, box=box.SIMPLE_HEAD, title_justify="left")
+        table = Table(title=escape(self.title), box=box.SIMPLE_HEAD, title_justify="left")
         for heading in self.headings:
-            table.add_column(heading, overflow="fold")
+            table.add_column(escape(heading), overflow="fold")
         for row in self.rows:
             table.add_row(*(escape(number(cell)) for cell in row))
         return table
@@ -197,7 +197,7 @@ class Findings:
 
     def table(self) -> Table:
         """The figures, for a terminal."""
-        table = Table(title=f"{self.model} on {self.data}", box=box.SIMPLE_HEAD, title_justify="left")
+        table = Table(title=escape(f"{self.model} on {self.data}"), box=box.SIMPLE_HEAD, title_justify="left")
         table.add_column("", no_wrap=True)
         table.add_column("figure", overflow="fold")
         table.add_column("", justify="right", no_wrap=True)

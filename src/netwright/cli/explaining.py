@@ -79,6 +79,8 @@ def explain(
         )
     if data is None and (model is None or not image):
         raise checks.InputError("say what is to be explained: --data, or --image for pictures")
+    if token_env is not None and url is None:
+        raise checks.InputError("--token-env is for --url; leave it out")
     console = console_for(json_to)
     check_writable(report)
     splits = None if data is None else load_data(data, seed, target=target, image_size=image_size)
@@ -109,6 +111,8 @@ def explain(
         console.print(f"pictures: {out.resolve()}", soft_wrap=True, highlight=False)
     else:
         assert splits is not None
+        if image:
+            raise checks.InputError("--image is for a MODEL of pictures; leave it out")
         source: Module | Command | Endpoint
         if model is not None:
             source = network_of(model, splits, weights)

@@ -95,8 +95,9 @@ class Command:
         start = time.perf_counter()
         try:
             done = subprocess.run(  # noqa: S603 - running the user's command is what is asked for
-                self._arguments, input=text, capture_output=True, text=True, timeout=self.timeout, check=False
-            )
+                self._arguments, input=text, capture_output=True, encoding="utf-8", errors="replace",
+                timeout=self.timeout, check=False,
+            )  # fmt: skip
         except subprocess.TimeoutExpired as error:
             raise checks.InputError(
                 f"{self.sent.to!r} must answer {len(rows)} rows within {self.timeout:g} s; give it more time"
@@ -108,7 +109,10 @@ class Command:
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["nothing on standard error"])[-1]
             raise checks.InputError(f"{self.sent.to!r} ended with exit code {done.returncode}: {last}")
-        lines = [next(csv.reader([line]), []) for line in done.stdout.splitlines() if line.strip()]
+        try:
+            lines = [next(csv.reader([line]), []) for line in done.stdout.splitlines() if line.strip()]
+        except csv.Error as error:
+            raise checks.InputError(f"{self.sent.to!r} must answer with CSV: {error}") from error
         answers = [line[0].strip() if len(line) == 1 else line for line in lines]
         return as_probabilities(answers, len(rows), self.classes, f"{self.sent.to!r}")
 
@@ -154,6 +158,9 @@ class Endpoint:
         checks.positive("timeout", timeout)
         checks.at_least("retries", retries, 0)
         self._address, self._headers, self._wait = address, dict(headers or {}), wait
+        for name, value in self._headers.items():
+            if not (value.isascii() and value.isprintable()):  # nothing of it is shown: it may be a secret
+                raise checks.InputError(f"header {name!r} must be of printable ASCII characters alone")
         self.columns, self.classes, self.timeout, self.retries = tuple(columns), tuple(classes), timeout, retries
         self.sent = Sent(without_secrets(address))
 
@@ -201,8 +208,9 @@ class Endpoint:
         headers = {"Content-Type": "application/json", "Accept": "application/json"} | self._headers
         deadline = time.monotonic() + self.timeout
         with requests.post(
-            self._address, data=body, headers=headers, timeout=self.timeout, allow_redirects=False, stream=True
-        ) as response:
+            self._address, data=body, headers=headers, timeout=self.timeout, allow_redirects=False, stream=True,
+            auth=_as_it_is if "Authorization" in self._headers else None,
+        ) as response:  # fmt: skip
             if response.is_redirect:
                 raise checks.InputError(
                     f"{self.sent.to} redirects to {urlsplit(response.headers['Location']).hostname}; rows are sent to "
@@ -226,12 +234,18 @@ def without_secrets(address: str) -> str:
     """
     try:
         parts = urlsplit(address)
-        host = parts.hostname if parts.port is None else f"{parts.hostname}:{parts.port}"
-    except ValueError as error:
-        raise checks.InputError(f"the address cannot be read: {error}") from error
+        name = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+        host = name if parts.port is None else f"{name}:{parts.port}"
+    except ValueError:  # its words may repeat a password
+        raise checks.InputError("the address cannot be read: host or port are no such thing") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        checks.fail("the address must start with http:// or https:// and name a host", address)
+        raise checks.InputError("the address must start with http:// or https:// and name a host")
     return f"{parts.scheme}://{host}{parts.path}"
+
+
+def _as_it_is(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    """Keep requests from replacing the header that was given by what ``.netrc`` or the address says."""
+    return request
 
 
 def as_probabilities(answers: Sequence[Any], rows: int, classes: Sequence[str], source: str) -> NDArray[np.float64]:

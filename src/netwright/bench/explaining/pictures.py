@@ -134,6 +134,7 @@ def from_files(
         InputError: If a file is no picture, sizes differ and none is given, or the numbers do not fit the channels.
     """
     if splits is None:
+        checks.at_least("height and width of pictures", min(size or (1,)), 1)
         pixels = read_pictures(files, size)
         scale = [torch.tensor(values, dtype=torch.float64).view(1, -1, 1, 1) for values in (mean, std)]
         for name, values in (("mean", mean), ("std", std)):
@@ -185,15 +186,24 @@ def explain_pictures(
         InputError: If a method, the layer or the class is not known, or the network has no places.
     """
     words = words or {}
+    checks.at_least("number of methods", len(methods), 1)
+    methods = list(dict.fromkeys(methods))
     for method in methods:
         checks.known("method", method, METHODS)
+    start = time.perf_counter()
+    logits = predict(model, pictures.inputs)
+    if logits.ndim != 2 or logits.shape[1] < 2:
+        checks.fail("maps need a network that gives (batch, classes) of 2 classes or more", tuple(logits.shape))
     if layer is None and set(methods) - _WITHOUT_LAYER:
         try:
             layer = default_layer(model, pictures.inputs[:4])
         except checks.InputError as error:
             raise checks.InputError(f"{error}; --method guided-backprop needs no such layer") from error
-    start = time.perf_counter()
-    logits = predict(model, pictures.inputs)
+    if out is not None:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise checks.InputError(f"cannot write to {out}: {error.strerror}; choose another folder") from error
     answers = logits.argmax(1)
     targets = answers if target is None else torch.full_like(answers, _class(target, pictures, logits.shape[1]))
     found = {
@@ -241,7 +251,6 @@ def _photographs(
         png = strip(pictures.shown[index], maps)
         drawn.append(Photograph(_caption(pictures, index, logits[index], int(targets[index])), png))
         if out is not None:
-            out.mkdir(parents=True, exist_ok=True)
             stem = re.sub(r"[^\w-]+", "-", Path(name).stem).strip("-") or "picture"
             (out / f"{index:03d}-{stem}.png").write_bytes(png)
     return drawn

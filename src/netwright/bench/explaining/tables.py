@@ -102,6 +102,7 @@ def explain_table(
     columns = table_columns(splits)
     if not splits.task.is_classification:
         raise checks.InputError("explain reads answers that are classes; this data is for regression")
+    checks.at_least("number of samples", samples, 0)
     words = words or {}
     inputs = torch.cat([splits.test.inputs, splits.val.inputs])
     truths = torch.cat([splits.test.targets, splits.val.targets])
