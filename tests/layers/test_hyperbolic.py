@@ -102,6 +102,13 @@ def test_midpoints_and_frechet_means() -> None:
         torch.testing.assert_close(method(ball.mobius_add(x, cloud)), ball.mobius_add(x, method(cloud)))
 
 
+def test_means_are_projected() -> None:
+    ball = PoincareBall(4.0)
+    near = torch.tensor([[0.49999, 0.0], [0.49999, 0.0]])
+    for mean in (ball.midpoint(near), ball.frechet_mean(near)):
+        torch.testing.assert_close(mean, ball.project(near[0]))
+
+
 def test_means_over_several_dimensions() -> None:
     ball = PoincareBall(0.5)
     maps = points(ball, 4, 5, 6, 3).movedim(-1, 1)  # (batch, channels, height, width)

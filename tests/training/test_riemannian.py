@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from netwright.data import load
+from netwright.claims.spd_gbw_norm import _Watched
+from netwright.data import Batch, load
 from netwright.layers.spd import airm_distance, spd_log
 from netwright.layers.spd_layers import BiMap, CovPool
 from netwright.layers.spd_norm import GBWBatchNorm
@@ -128,3 +129,14 @@ def test_bad_input() -> None:
     layer.manifolds = {"weight": "sphere"}
     with pytest.raises(ValueError, match="unknown manifold 'sphere'"):
         manifold_groups(layer)
+
+
+def test_claim_counts_a_gradient_on_which_the_update_breaks_down() -> None:
+    model = SPDNet((4, 3), 2, GBWBatchNorm)
+    rule = _Watched(model, 1e-2)
+    for parameter in model.parameters():
+        parameter.register_hook(lambda grad: grad * torch.nan)
+    a = torch.randn(6, 1, 4, 8, dtype=torch.float64)
+    with pytest.raises(torch.linalg.LinAlgError):
+        rule.step(Batch(a @ a.mT, torch.arange(6) % 2))
+    assert rule.infinite == 1

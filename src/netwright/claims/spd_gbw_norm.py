@@ -12,7 +12,7 @@ from torch.nn import functional
 from netwright import checks
 from netwright.claims import Check, Claim, Measurement, Trial
 from netwright.cost import count_params
-from netwright.data import Batch, Split, Splits, Task, load
+from netwright.data import Split, Splits, Task, load
 from netwright.layers.spd import airm_geodesic, bw_geodesic, gbw_geodesic, spd_log, sym_exp
 from netwright.layers.spd_layers import CovPool
 from netwright.layers.spd_norm import AIRMBatchNorm, GBWBatchNorm, LEMBatchNorm
@@ -182,12 +182,12 @@ class _Watched(Backprop):
         optimizer = MixedRiemannianSGD(groups, rate, SETTINGS.momentum, weight_decay=SETTINGS.weight_decay)
         super().__init__(model, optimizer)
         self.infinite = 0
+        # before the update, which may break down on such a gradient
+        optimizer.register_step_pre_hook(lambda *_: self._count())
 
-    def step(self, batch: Batch) -> dict[str, Tensor | float]:
-        measured = super().step(batch)
+    def _count(self) -> None:
         squares = sum(p.grad.square().sum().item() for p in self.model.parameters() if p.grad is not None)
         self.infinite += not math.isfinite(squares)
-        return measured
 
 
 def _sets(trial: Trial) -> Iterator[tuple[str, int | None, Splits]]:

@@ -143,7 +143,7 @@ class PoincareBall(nn.Module):
         """
         x, axes = self._points(x, dim), self._axes(x, dim, over)
         weights = None if weights is None else weights.expand([1 if i == dim % x.ndim else n for i, n in _sizes(x)])
-        mean = operations.weighted_midpoint(x, weights, self.c, dim, axes)
+        mean = self.project(operations.weighted_midpoint(x, weights, self.c, dim, axes), dim)
         return mean if keepdim else mean.squeeze(axes)
 
     def frechet_mean(
@@ -177,6 +177,7 @@ class PoincareBall(nn.Module):
         mean = operations.frechet_point(x, c, dim, axes, tolerance, max_steps)
         if torch.is_grad_enabled() and (x.requires_grad or isinstance(c, Tensor)):
             mean = mean + self._newton_step(mean, x, dim, axes)
+        mean = self.project(mean, dim)
         return mean if keepdim else mean.squeeze(axes)
 
     def _newton_step(self, mean: Tensor, x: Tensor, dim: int, axes: tuple[int, ...]) -> Tensor:

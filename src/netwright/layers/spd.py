@@ -7,6 +7,11 @@ leading dimensions, compute in float64 and return the type of their input; first
 eigenvalues are equal.
 """
 
+import inspect
+from collections.abc import Callable
+from functools import reduce, wraps
+from typing import ParamSpec
+
 import torch
 from torch import Tensor
 
@@ -15,6 +20,8 @@ from netwright.layers._spd_eigen import can_read, multiply, spectral, symmetric
 
 ROUNDING = torch.finfo(torch.float64).eps
 _ASYMMETRY = 1e-6
+
+P = ParamSpec("P")
 
 
 def check_square(name: str, x: Tensor, n: int | None = None) -> None:
@@ -95,6 +102,27 @@ def sym_clamp(x: Tensor, low: float) -> Tensor:
     return spectral(symmetric(x), ("clamp", low))[0]
 
 
+def _wide(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
+    """Check the matrices (all tensors but ``t``) that a function is given, compute in float64, return their type."""
+    names = tuple(inspect.signature(function).parameters)
+    compute: Callable[..., Tensor] = function
+
+    @wraps(function)
+    def in_double(*arguments: P.args, **options: P.kwargs) -> Tensor:
+        given = [*zip(names, arguments, strict=False), *options.items()]
+        matrices = [(name, value) for name, value in given if isinstance(value, Tensor) and name != "t"]
+        n = None
+        for name, matrix in matrices:
+            check_square(name, matrix, n)
+            n = matrix.shape[-1]
+        wide = [value.double() if isinstance(value, Tensor) else value for value in arguments]
+        output = compute(*wide, **{k: v.double() if isinstance(v, Tensor) else v for k, v in options.items()})
+        return output.to(reduce(torch.promote_types, [matrix.dtype for _, matrix in matrices]))
+
+    return in_double
+
+
+@_wide
 def lyapunov(x: Tensor, v: Tensor) -> Tensor:
     """The symmetric solution L of L X + X L = V for SPD X and symmetric V.
 
@@ -103,23 +131,22 @@ def lyapunov(x: Tensor, v: Tensor) -> Tensor:
         tensor([[0.2500, 0.2500],
                 [0.2500, 0.2500]])
     """
-    check_square("v", v)
-    check_square("x", x)
     return multiply(symmetric(x), symmetric(v), "lyapunov")
 
 
+@_wide
 def bw_map(x: Tensor, y: Tensor) -> Tensor:
     r"""The optimal transport map from X to Y: the SPD matrix T with T X T = Y.
 
     .. math:: T = X^{-1/2} (X^{1/2} Y X^{1/2})^{1/2} X^{-1/2}
     """
     root, inverse = spd_roots(x)
-    check_square("y", y)
     middle, values = spectral(root @ symmetric(y) @ root, ("sqrt", 0.0), floor=ROUNDING)
     _check_product(values, y)
     return symmetric(inverse @ middle @ inverse)
 
 
+@_wide
 def bw_distance(x: Tensor, y: Tensor) -> Tensor:
     r"""Bures-Wasserstein distance: that of optimal transport between Gaussians of covariance X and Y and equal means.
 
@@ -145,6 +172,7 @@ def bw_distance(x: Tensor, y: Tensor) -> Tensor:
     return _norm((bw_map(x, y) - _eye(x)) @ spd_sqrt(x))
 
 
+@_wide
 def bw_geodesic(x: Tensor, y: Tensor, t: float | Tensor) -> Tensor:
     """The point at ``t`` of the Bures-Wasserstein geodesic from X (t = 0) to Y (t = 1).
 
@@ -156,6 +184,7 @@ def bw_geodesic(x: Tensor, y: Tensor, t: float | Tensor) -> Tensor:
     return symmetric(moved @ x @ moved)
 
 
+@_wide
 def bw_log(x: Tensor, y: Tensor) -> Tensor:
     r"""The tangent vector at X that leads to Y.
 
@@ -165,6 +194,7 @@ def bw_log(x: Tensor, y: Tensor) -> Tensor:
     return product + product.mT
 
 
+@_wide
 def bw_exp(x: Tensor, v: Tensor) -> Tensor:
     r"""Where the geodesic from X with the tangent vector V is at time 1.
 
@@ -187,6 +217,7 @@ def bw_exp(x: Tensor, v: Tensor) -> Tensor:
     return symmetric(moved @ x @ moved)
 
 
+@_wide
 def bw_transport_commuting(v: Tensor, start: Tensor, end: Tensor) -> Tensor:
     """Parallel transport of a tangent vector from ``start`` to ``end``, two matrices that commute.
 
@@ -208,9 +239,6 @@ def bw_transport_commuting(v: Tensor, start: Tensor, end: Tensor) -> Tensor:
         tensor([[2., 0.],
                 [0., 2.]])
     """
-    check_square("v", v)
-    check_square("start", start)
-    check_square("end", end)
     if can_read(start):
         product = start.detach() @ end.detach()
         error = ((product - product.mT).norm(dim=(-2, -1)) / product.norm(dim=(-2, -1))).max().item()
@@ -220,6 +248,7 @@ def bw_transport_commuting(v: Tensor, start: Tensor, end: Tensor) -> Tensor:
     return multiply(symmetric(end), there, "from identity")
 
 
+@_wide
 def bw_mean(x: Tensor, iterations: int | None = None, *, tol: float = 1e-12, max_iterations: int = 200) -> Tensor:
     r"""Bures-Wasserstein mean over the first dimension: the SPD matrix with the least sum of squared distances.
 
@@ -255,6 +284,7 @@ def bw_mean(x: Tensor, iterations: int | None = None, *, tol: float = 1e-12, max
     return mean
 
 
+@_wide
 def gbw_distance(x: Tensor, y: Tensor, m: Tensor) -> Tensor:
     """Generalised Bures-Wasserstein distance: :func:`bw_distance` after the congruence X ↦ M^{−1/2} X M^{−1/2}.
 
@@ -277,42 +307,53 @@ def gbw_distance(x: Tensor, y: Tensor, m: Tensor) -> Tensor:
     return bw_distance(_congruence(inverse, x), _congruence(inverse, y))
 
 
+@_wide
 def gbw_geodesic(x: Tensor, y: Tensor, t: float | Tensor, m: Tensor) -> Tensor:
     """:func:`bw_geodesic` of the metric of M. It does not change with the scale of M."""
     root, inverse = spd_roots(m)
     return _congruence(root, bw_geodesic(_congruence(inverse, x), _congruence(inverse, y), t))
 
 
+@_wide
 def gbw_log(x: Tensor, y: Tensor, m: Tensor) -> Tensor:
     """:func:`bw_log` of the metric of M."""
     root, inverse = spd_roots(m)
     return _congruence(root, bw_log(_congruence(inverse, x), _congruence(inverse, y)))
 
 
+@_wide
 def gbw_exp(x: Tensor, v: Tensor, m: Tensor) -> Tensor:
     """:func:`bw_exp` of the metric of M."""
     root, inverse = spd_roots(m)
     return _congruence(root, bw_exp(_congruence(inverse, x), _congruence(inverse, v)))
 
 
+@_wide
 def gbw_mean(x: Tensor, m: Tensor, iterations: int | None = None) -> Tensor:
     """:func:`bw_mean` of the metric of M."""
     root, inverse = spd_roots(m)
     return _congruence(root, bw_mean(_congruence(inverse, x), iterations))
 
 
+@_wide
 def airm_distance(x: Tensor, y: Tensor) -> Tensor:
     """Affine-invariant distance: the norm of log(X^{−1/2} Y X^{−1/2})."""
     _, inverse = spd_roots(x)
-    return _norm(spd_log(_congruence(inverse, y)))
+    logs, values = spectral(_congruence(inverse, y), ("log", 0.0), floor=ROUNDING)
+    _check_product(values, y)
+    return _norm(logs)
 
 
+@_wide
 def airm_geodesic(x: Tensor, y: Tensor, t: float) -> Tensor:
     """The affine-invariant geodesic X^{1/2} (X^{−1/2} Y X^{−1/2})^t X^{1/2}."""
     root, inverse = spd_roots(x)
-    return _congruence(root, spd_power(_congruence(inverse, y), t))
+    power, values = spectral(_congruence(inverse, y), ("power", float(t)), floor=ROUNDING)
+    _check_product(values, y)
+    return _congruence(root, power)
 
 
+@_wide
 def airm_mean(x: Tensor, iterations: int | None = None, *, tol: float = 1e-12, max_iterations: int = 200) -> Tensor:
     """Affine-invariant (Karcher) mean over the first dimension, by the Karcher flow; arguments as :func:`bw_mean`.
 
