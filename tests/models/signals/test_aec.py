@@ -216,6 +216,8 @@ def test_what_is_refused() -> None:
         model(x, x[:1])
     with pytest.raises(ValueError, match=r"mic must have shape \(batch, samples\), got shape \(100,\)"):
         model(x[0], x[0])
+    with pytest.raises(ValueError, match=r"signal must be of a floating-point type, got torch.complex64"):
+        model(x.to(torch.complex64), x)
     for make in (lambda: STFTPair(64, 128), lambda: ComplexMaskAEC(64, 128)):
         with pytest.raises(ValueError, match=r"n_fft must be at least hop = 128.*got 64"):
             make()

@@ -217,6 +217,12 @@ def test_bad_input() -> None:
     for network in (model, RVMuSeNet(256, width=1)):
         with pytest.raises(InputError, match="iq must not be all zero, got nothing else in recording 1"):
             network(silent)
+    antennas = noise(3, 2, 256)
+    antennas[1, 1] = 0
+    with pytest.raises(InputError, match=r"iq must not be all zero, got nothing else in recording 1$"):
+        CMuSeNet(fft_size=256, width=1, in_channels=2)(antennas)
+    with pytest.raises(InputError, match=r"iq must not be all zero, got nothing else in recording 0$"):
+        IQPreprocess(256)(torch.zeros(256, dtype=torch.complex64))
     with pytest.raises(
         InputError, match=r"iq must have at least 256 samples \(..., samples\), got shape \(2, 1, 255\)"
     ):

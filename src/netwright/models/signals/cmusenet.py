@@ -62,7 +62,7 @@ class IQPreprocess(nn.Module):
         spectrum = torch.fft.fftshift(torch.fft.fft(iq[..., : self.fft_size]), dim=-1)
         largest = spectrum.abs().amax(-1, keepdim=True)
         if not (largest.is_meta or torch.compiler.is_compiling()) and bool((largest == 0).any()):
-            silent = (largest.reshape(-1) == 0).nonzero()[0].item()
+            silent = (largest == 0).nonzero()[0, 0].item()  # the first axis, also of several antennas
             raise checks.InputError(f"iq must not be all zero, got nothing else in recording {silent}")
         picture: Tensor = spectrum / largest
         return picture.view(*spectrum.shape[:-1], self.side, self.side)
