@@ -167,8 +167,29 @@ def test_columns_and_rows_are_those_of_the_file(loans: Path) -> None:
     assert columns[2].levels == ("other", "own", "rent")
     rows = user_rows(splits.test.inputs.numpy(), splits, columns)
     lines = {tuple(line.split(",")[:3]) for line in loans.read_text().splitlines()[1:]}
-    assert all((f"{age:.0f}", f"{income:.0f}", home) in lines for age, income, home in rows)
-    assert all(float(age).is_integer() for age, _, _ in rows)
+    assert all((f"{age:g}", f"{income:.9g}", home) in lines for age, income, home in rows)
+
+
+def test_names_of_columns_may_have_an_equals_sign(tmp_path: Path) -> None:
+    lines = [f"{'uv'[i % 2]},{'uv'[i % 3 == 0]},{i},{'yes' if i % 3 else 'no'}" for i in range(90)]
+    (tmp_path / "t.csv").write_text("\n".join(["a=b,a=c,d=e,answer", *lines]))
+    splits = load(tmp_path / "t.csv", target="answer")
+    columns = explaining.table_columns(splits)
+    assert [(column.name, column.levels) for column in columns] == [
+        ("a=b", ("u", "v")),
+        ("a=c", ("u", "v")),
+        ("d=e", ()),
+    ]
+    first, *_ = user_rows(splits.test.inputs.numpy(), splits, columns)
+    assert first[:2] == ["uv"[int(first[2]) % 2], "uv"[int(first[2]) % 3 == 0]]
+
+
+def test_values_are_sent_without_the_rounding_of_float32(tmp_path: Path) -> None:
+    lines = [f"{i % 200},{'yes' if i % 3 else 'no'}" for i in range(400)]
+    (tmp_path / "t.csv").write_text("\n".join(["count,answer", *lines]))
+    splits = load(tmp_path / "t.csv", target="answer")
+    rows = user_rows(splits.test.inputs.numpy(), splits, explaining.table_columns(splits))
+    assert all(float(count).is_integer() for (count,) in rows)
 
 
 def test_markup_of_others_is_shown_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,7 +123,7 @@ class Comparison:
         """The verdicts and the main costs, for a terminal."""
         up_to = "up to " if self.looks else ""
         title = f"{self.study.name}: {self.metric} on the test part, {up_to}{_count(len(self.seeds), 'seed')}"
-        table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
+        table = Table(title=escape(title), box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
         table.add_column("arm", overflow="fold", min_width=20)
         for heading in (self.metric, "difference", "verdict", "parameters", "train s"):
             table.add_column(heading, justify="left" if heading == "verdict" else "right", no_wrap=True)

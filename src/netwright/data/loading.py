@@ -1,6 +1,6 @@
 """One verb for every source of data: a name, a CSV or NPZ file, a folder of pictures."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -111,7 +111,7 @@ def load(
 def prepare(raw: Raw, name: str, *, seed: int = 0, train: int | None = None) -> Splits:
     """Divide and normalise data that has been read."""
     division = divide(raw, seed=seed, train=train)
-    inputs, columns, scale = _inputs(raw, division)
+    inputs, columns, categories, scale = _inputs(raw, division)
     targets, std = _targets(raw, division)
     train_part, val, test = (Split(x, y, std) for x, y in zip(inputs, targets, strict=True))
     features = None if raw.features is None else torch.from_numpy(raw.features)
@@ -124,6 +124,7 @@ def prepare(raw: Raw, name: str, *, seed: int = 0, train: int | None = None) -> 
         input_shape=tuple((train_part.inputs if features is None else features).shape[1:]),
         classes=raw.classes,
         columns=columns,
+        categories=categories,
         edges=None if raw.edges is None else torch.from_numpy(raw.edges),
         features=features,
         slices=slices_of_test(raw.slices, division.test),
@@ -132,22 +133,25 @@ def prepare(raw: Raw, name: str, *, seed: int = 0, train: int | None = None) -> 
     )
 
 
-def _inputs(raw: Raw, division: Division) -> tuple[list[Tensor], tuple[str, ...], Scale | None]:
-    """Inputs of each part, the names of the columns of a table, and how the inputs were normalised."""
+def _inputs(
+    raw: Raw, division: Division
+) -> tuple[list[Tensor], tuple[str, ...], Mapping[str, tuple[int, ...]], Scale | None]:
+    """Inputs of each part, the names of a table's columns, which of them are categories, and the normalisation."""
     if not isinstance(raw.inputs, np.ndarray):
         from netwright.data.tables import encode
 
-        table, columns, is_category = encode(raw.inputs, division.train)
+        table, columns, categories = encode(raw.inputs, division.train)
         scale = scale_of_columns(table, division.train)
-        scale.mean[is_category], scale.std[is_category] = 0, 1  # so that a level that is not there stays 0
-        return [scale.columns(table[part], columns) for part in division], columns, scale
+        for places in categories.values():  # so that a level that is not there stays 0
+            scale.mean[list(places)], scale.std[list(places)] = 0, 1
+        return [scale.columns(table[part], columns) for part in division], columns, categories, scale
     if raw.task is Task.NODE_CLASSIFICATION:
-        return [torch.from_numpy(raw.inputs[part]) for part in division], (), None
+        return [torch.from_numpy(raw.inputs[part]) for part in division], (), {}, None
     if raw.task is Task.IMAGE_CLASSIFICATION:
         scale = scale_of_images(raw.inputs, division.train)
-        return [scale.images(raw.inputs[part]) for part in division], (), scale
+        return [scale.images(raw.inputs[part]) for part in division], (), {}, scale
     scale = scale_of_columns(raw.inputs, division.train)
-    return [scale.columns(raw.inputs[part], raw.columns) for part in division], raw.columns, scale
+    return [scale.columns(raw.inputs[part], raw.columns) for part in division], raw.columns, {}, scale
 
 
 def _targets(raw: Raw, division: Division) -> tuple[list[Tensor], float]:

@@ -1,7 +1,7 @@
 """What every loader returns: a training, a validation and a test part, held in memory as tensors."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import NamedTuple, Self
 
@@ -121,6 +121,8 @@ class Splits:
             graph that of the features of a node.
         classes: Names of the classes in the order of their numbers; empty for regression.
         columns: Names of the input features of a table.
+        categories: For each column of categories in the user's table, which features it became, one a level; they are
+            called ``column=level``, and are 0 or 1.
         edges: Edges ``(2, number)`` of a graph whose nodes are the samples, else ``None``.
         features: Features ``(nodes, features)`` of all nodes of that graph, also of those in no part, else ``None``.
         slices: Subgroups of the test part that the user asked for.
@@ -137,6 +139,7 @@ class Splits:
     input_shape: tuple[int, ...]
     classes: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
+    categories: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     edges: Tensor | None = None
     features: Tensor | None = None
     slices: tuple[Slice, ...] = ()

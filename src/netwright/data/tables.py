@@ -87,33 +87,35 @@ def read_table(
     return Raw(features, numbers, Task.TABULAR_CLASSIFICATION, classes, slices=values)
 
 
-def encode(features: pd.DataFrame, train: Indices) -> tuple[NDArray[np.float64], tuple[str, ...], NDArray[np.bool_]]:
+def encode(
+    features: pd.DataFrame, train: Indices
+) -> tuple[NDArray[np.float64], tuple[str, ...], dict[str, tuple[int, ...]]]:
     """Turn a table into numbers by what its training rows hold.
 
     Missing numbers become the median of the training rows, missing categories their most frequent level. A category
     becomes one column a level; a level that no training row has becomes all zeros.
 
     Returns:
-        The table ``(samples, columns)``, the names of its columns, and which of these stand for a category.
+        The table ``(samples, columns)``, the names of its columns, and for each column of categories which of these it
+        became.
     """
     blocks: list[NDArray[np.float64]] = []
     names: list[str] = []
-    is_category: list[bool] = []
+    categories: dict[str, tuple[int, ...]] = {}
     for name, column in features.items():
         known = column.iloc[train]
         if is_numeric_dtype(column):
             median = known.median()
             blocks.append(column.fillna(0 if pd.isna(median) else median).to_numpy(np.float64)[:, None])
             names.append(str(name))
-            is_category.append(False)
             continue
         counts = known.astype(str).where(known.notna()).value_counts()
         filled = column.astype(str).where(column.notna(), _most_frequent(counts))
         levels = sorted(set(counts.index) | set(filled.iloc[train]))
         blocks.append((filled.to_numpy(dtype=object)[:, None] == np.array(levels, dtype=object)).astype(np.float64))
+        categories[str(name)] = tuple(range(len(names), len(names) + len(levels)))
         names += [f"{name}={level}" for level in levels]
-        is_category += [True] * len(levels)
-    return np.concatenate(blocks, axis=1), tuple(names), np.array(is_category)
+    return np.concatenate(blocks, axis=1), tuple(names), categories
 
 
 def _most_frequent(counts: pd.Series[int]) -> str:

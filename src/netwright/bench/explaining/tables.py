@@ -1,7 +1,6 @@
 """Which features a classifier of tables looks at, and the rules that say what it answers."""
 
 import html
-import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
-from torch import nn
+from torch import Tensor, nn
 
 from netwright import checks
 from netwright.bench.findings import Cell, Finding, Findings, Listing, Section, rows
@@ -51,23 +50,16 @@ def table_columns(splits: Splits) -> tuple[Column, ...]:
     if splits.task not in (Task.TABULAR_CLASSIFICATION, Task.TABULAR_REGRESSION) or len(splits.input_shape) != 1:
         checks.fail("rules need a table", f"{splits.task} with inputs of shape {splits.input_shape}")
     names = splits.columns or tuple(f"x{index}" for index in range(splits.input_shape[0]))
+    category_of = {places[0]: (name, places) for name, places in splits.categories.items()}
+    within = {place for places in splits.categories.values() for place in places}
     columns = []
-    for (name, is_category), group in itertools.groupby(
-        range(len(names)), lambda index: (names[index].partition("=")[0], _is_category(splits, names, index))
-    ):
-        places = tuple(group)
-        if is_category:
-            columns.append(Column(name, places, tuple(names[place].partition("=")[2] for place in places)))
-        else:
-            columns += [Column(names[place], (place,)) for place in places]
+    for place, feature in enumerate(names):
+        if place in category_of:
+            name, places = category_of[place]
+            columns.append(Column(name, places, tuple(names[p].removeprefix(f"{name}=") for p in places)))
+        elif place not in within:
+            columns.append(Column(feature, (place,)))
     return tuple(columns)
-
-
-def _is_category(splits: Splits, names: Sequence[str], index: int) -> bool:
-    """Only the 0 and 1 of a category are never scaled, and only they are called ``column=level``."""
-    if splits.mean is None or splits.std is None or "=" not in names[index]:
-        return False
-    return bool(splits.mean[index] == 0 and splits.std[index] == 1)
 
 
 def explain_table(
@@ -125,7 +117,7 @@ def explain_table(
         Section("samples", "Single answers", listings=(reasons,)),
     ]
     if not isinstance(source, nn.Module):
-        sections.append(_sent(source, columns))
+        sections.append(_sent(source, columns, inputs))
     model = words.get("model", type(source).__name__)
     return Findings(
         f"Why does {model} answer as it does?", model, words.get("weights", ""), words.get("data", splits.name), "",
@@ -143,9 +135,16 @@ def user_rows(inputs: NDArray[Any], splits: Splits, columns: Sequence[Column]) -
             for row, level in zip(found, values.argmax(1), strict=True):
                 row.append(column.levels[level])
         else:
-            for row, value in zip(found, values[:, 0], strict=True):
-                row.append(float(f"{value:.7g}"))  # what float32 has of digits, so that 37 is not 36.999998
+            middle = 0.0 if splits.mean is None else float(splits.mean[column.places[0]])
+            for row, value in zip(found, values[:, 0].tolist(), strict=True):
+                row.append(_without_rounding(value, middle))
     return found
+
+
+def _without_rounding(value: float, mean: float) -> float:
+    """A value with the digits that are left of it after it was normalised in float32: 37, not 36.999998."""
+    error = 2 * float(np.finfo(np.float32).eps) * max(abs(value), abs(mean))
+    return value if error == 0 else round(value, math.floor(-math.log10(error)))
 
 
 def _asking(
@@ -276,8 +275,12 @@ def _changes(found: Counterfactual | None, splits: Splits, columns: Sequence[Col
     return f"{splits.classes[found.target]} after {', '.join(parts)}{sure}"
 
 
-def _sent(source: Remote, columns: Sequence[Column]) -> Section:
+def _sent(source: Remote, columns: Sequence[Column], inputs: Tensor) -> Section:
     sent = source.sent
+    unseen = torch.zeros(len(inputs), dtype=torch.bool)
+    for column in columns:
+        if column.levels:  # a level that the training part has not is 0 everywhere
+            unseen |= (inputs[:, list(column.places)] == 0).all(1)
     table = (
         ("to", sent.to),
         ("requests", sent.requests),
@@ -285,6 +288,7 @@ def _sent(source: Remote, columns: Sequence[Column]) -> Section:
         ("rows", sent.rows),
         ("bytes", sent.bytes),
         ("columns", ", ".join(column.name for column in columns)),
+        ("samples sent with another category, as theirs is not in the training part", int(unseen.sum())),
         ("seconds", round(sent.seconds, 2)),
     )
     return Section("sent", "What was sent", listings=(Listing("", ("what", ""), rows(table)),))
