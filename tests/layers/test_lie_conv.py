@@ -306,3 +306,35 @@ def test_bad_input() -> None:
         conv(maps, samples, Samples(samples.g, samples.inverse[:2]))
     with pytest.raises(ValueError, match=r"samples must be elements \(samples, 2, 2\)"):
         lift(torch.randn(1, 1, 6, 6), Samples(torch.eye(3)[None], torch.eye(3)[None]))
+
+
+@pytest.mark.parametrize(
+    ("group", "diagonal", "message"),
+    [
+        (GLPlus(2), (1.0, -1.0), "g must have positive determinants, got -1"),
+        (SL(2), (1.0, 2.0), r"g must have determinant 1 up to 0\.0001, got 2"),
+        (SO(2), (2.0, 0.5), "g must be rotations"),
+    ],
+)
+def test_samples_must_be_in_the_group(group: LieGroup, diagonal: tuple[float, float], message: str) -> None:
+    g = torch.tensor(diagonal).diag()[None]
+    wrong, right = Samples(g, torch.linalg.inv(g)), group.sample_pair(1)
+    x = torch.randn(1, 1, 6, 6)
+    lift, conv, project = (kind(group, 1, 1, 1, 3) for kind in (LiftingConv2d, GroupConv2d, ProjectionConv2d))
+    with pytest.raises(ValueError, match=message):
+        lift(x, wrong)
+    with pytest.raises(ValueError, match=message):
+        conv(x[:, :, None], wrong, right)
+    with pytest.raises(ValueError, match=message):
+        conv(x[:, :, None], right, wrong)
+    with pytest.raises(ValueError, match=message):
+        project(x[:, :, None], wrong)
+
+
+@pytest.mark.parametrize("group", GROUPS, ids=NAMES)
+def test_half_precision(group: LieGroup) -> None:
+    lift, conv = (kind(group, 3, 1, 1, 3, dtype=torch.bfloat16) for kind in (LiftingConv2d, GroupConv2d))
+    first, second = lift.sample(), conv.sample()
+    out = conv(lift(torch.randn(1, 1, 6, 6, dtype=torch.bfloat16), first), first, second)
+    assert out.dtype == torch.bfloat16
+    assert out.isfinite().all()

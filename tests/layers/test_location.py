@@ -135,6 +135,9 @@ def test_fcnet(tmp_path: Path) -> None:
     assert torch.equal(other.eval()(x), net.eval()(x))
     with pytest.raises(ValueError, match=r"dropout must be in \[0, 1\), got 1"):
         FCNet(3, 5, 2, dropout=1)
+    for name, sizes in {"in_features": (0, 5, 2), "hidden": (3, 0, 2), "out_features": (3, 5, 0)}.items():
+        with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+            FCNet(*sizes)
     with pytest.raises(ValueError, match="blocks must be at least 0, got -1"):
         FCNet(3, 5, 2, blocks=-1)
 

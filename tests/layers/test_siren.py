@@ -95,6 +95,9 @@ def test_runs_wherever_torch_runs(tmp_path: Path) -> None:
 
 
 def test_what_does_not_work() -> None:
+    for name, sizes in {"in_features": (0, 4, 1), "hidden": (2, 0, 1), "out_features": (2, 4, 0)}.items():
+        with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+            SirenNet(*sizes)
     with pytest.raises(ValueError, match="num_layers must be at least 1, got 0"):
         SirenNet(2, 8, 3, num_layers=0)
     for w0 in (0.0, -1.0, math.inf):

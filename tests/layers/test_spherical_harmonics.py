@@ -247,6 +247,8 @@ def test_what_does_not_work() -> None:
             SphericalHarmonics(degree)
         with pytest.raises(ValueError, match="degree must be in"):
             real_spherical_harmonics(torch.zeros(1), torch.zeros(1), degree)
+    with pytest.raises(ValueError, match=r"legendre_polys must be a whole number, got 9\.5"):
+        SphericalHarmonics(9.5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"phi must have the shape of theta, \(2,\), got \(3,\)"):
         real_spherical_harmonics(torch.zeros(2), torch.zeros(3), 2)
     with pytest.raises(ValueError, match="theta must be of a floating-point type"):

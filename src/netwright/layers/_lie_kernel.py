@@ -11,6 +11,8 @@ from torch.nn import functional
 
 from netwright import checks
 from netwright.layers._cache import Cache
+from netwright.layers._polar import at_least_single
+from netwright.layers._spd_eigen import can_read
 from netwright.layers.liegroups import LieGroup, Samples
 from netwright.layers.siren import SirenLayer
 
@@ -189,7 +191,7 @@ class SampledConv2d(nn.Module):
         """Kernels at g⁻¹u, times |det g⁻¹| where g changes volumes: ``(samples, kernel_size², out, in)``."""
         values = self._read(self._moved_grid(inverse))
         if not self.group.volume_preserving:
-            values = values * torch.linalg.det(inverse).abs()[:, None, None, None]
+            values = values * volumes(inverse)[:, None, None, None]
         return values
 
     def _moved_grid(self, inverse: Tensor) -> Tensor:
@@ -211,6 +213,15 @@ class SampledConv2d(nn.Module):
             if part.dim() != 3 or tuple(part.shape[1:]) != (2, 2) or len(part) != len(samples.g):
                 shapes = " and ".join(str(tuple(one.shape)) for one in samples)
                 checks.fail(f"{name} must be elements (samples, 2, 2) with as many inverses", f"shapes {shapes}")
+        # outside of the group kernels are wrong or not a number; half precision does not keep a determinant
+        if can_read(samples.g) and samples.g.dtype in (torch.float32, torch.float64):
+            self.group.check(samples.g.detach().cpu())
 
 
-__all__ = ["SampledConv2d", "SirenKernel"]
+def volumes(g: Tensor) -> Tensor:
+    """|det g| of matrices, which torch does not compute in half precision."""
+    found: Tensor = torch.linalg.det(at_least_single(g)).abs().to(g.dtype)
+    return found
+
+
+__all__ = ["SampledConv2d", "SirenKernel", "volumes"]

@@ -106,7 +106,7 @@ class SO:
     def chart(self, g: Tensor) -> Tensor:
         """As :meth:`xi_inv`, without a look at whether g is in the group."""
         only_two("coordinates of rotations", self.n)
-        return math.sqrt(2) * polar_angle(at_least_single(g))[..., None]
+        return (math.sqrt(2) * polar_angle(at_least_single(g))[..., None]).to(g.dtype)
 
     def check(self, g: Tensor) -> None:
         """Check that ``g`` are rotations.

@@ -7,11 +7,10 @@ Public names: :class:`LiftingConv2d`, :class:`GroupConv2d`, :class:`ProjectionCo
 :class:`GroupMaxPool`, :class:`SirenKernel`; the groups are in :mod:`netwright.layers.liegroups`.
 """
 
-import torch
 from torch import Tensor, nn
 
 from netwright import checks
-from netwright.layers._lie_kernel import SampledConv2d, SirenKernel
+from netwright.layers._lie_kernel import SampledConv2d, SirenKernel, volumes
 from netwright.layers.liegroups import Samples
 
 
@@ -43,7 +42,7 @@ class LiftingConv2d(SampledConv2d):
         ``(batch, in_channels, height, width)`` and n samples to ``(batch, out_channels, n, height', width')``.
 
     Raises:
-        InputError: If the kernel is one pixel wide, or sizes do not fit.
+        InputError: If the kernel is one pixel wide, sizes do not fit, or samples are not in the group.
 
     Source:
         arXiv:2310.11366, section 4.2.
@@ -86,7 +85,7 @@ class GroupConv2d(SampledConv2d):
         ``(batch, out_channels, m, height', width')``.
 
     Raises:
-        InputError: If sizes do not fit.
+        InputError: If sizes do not fit, or samples are not in the group.
 
     Source:
         arXiv:2310.11366, section 4.2. The published code divides by the determinants along the *output* samples, and
@@ -113,7 +112,7 @@ class GroupConv2d(SampledConv2d):
         relations = self.group.chart(inverse[:, None] @ g)
         values = self._read(self._moved_grid(inverse)[:, None], relations[:, :, None])
         if not self.group.volume_preserving:
-            values = values / torch.linalg.det(g).abs()[:, None, None, None]
+            values = values / volumes(g)[:, None, None, None]
         return values.permute(3, 0, 4, 1, 2)
 
     def forward(self, x: Tensor, inputs: Samples, outputs: Samples) -> Tensor:
@@ -137,7 +136,7 @@ class ProjectionConv2d(SampledConv2d):
         ``(batch, in_channels, n, height, width)`` and n samples to ``(batch, out_channels, height', width')``.
 
     Raises:
-        InputError: If the kernel is one pixel wide, or sizes do not fit.
+        InputError: If the kernel is one pixel wide, sizes do not fit, or samples are not in the group.
 
     Source:
         arXiv:2310.11366, appendix (equation 136 in the numbering of the published code).

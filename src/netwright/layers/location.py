@@ -291,6 +291,8 @@ class FCNet(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        for name, value in {"in_features": in_features, "hidden": hidden, "out_features": out_features}.items():
+            checks.at_least(name, value, 1)
         checks.at_least("blocks", blocks, 0)
         checks.between("dropout", dropout, 0, 1, open_high=True)
         self.entry = nn.Sequential(nn.Linear(in_features, hidden, True, device, dtype), nn.ReLU())

@@ -132,7 +132,9 @@ class SirenNet(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        checks.at_least("num_layers", num_layers, 1)
+        sizes = {"in_features": in_features, "hidden": hidden, "out_features": out_features, "num_layers": num_layers}
+        for name, value in sizes.items():
+            checks.at_least(name, value, 1)
         widths = [in_features, *[hidden] * num_layers]
         self.layers = nn.Sequential(
             *(

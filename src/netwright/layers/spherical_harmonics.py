@@ -116,6 +116,8 @@ class SphericalHarmonics(nn.Module):
 def check_degree(name: str, degree: int) -> None:
     """Raise InputError for a number of degrees that is not supported."""
     checks.between(name, degree, 1, MAX_DEGREES)
+    if degree != int(degree):
+        checks.fail(f"{name} must be a whole number", degree)
 
 
 def _of_unit_vectors(x: Tensor, y: Tensor, z: Tensor, degree: int) -> Tensor:

@@ -80,6 +80,9 @@ def test_an_encoding_of_ones_own_has_no_weight_decay() -> None:
 def test_what_does_not_work() -> None:
     with pytest.raises(ValueError, match="unknown network 'sirene'; did you mean 'siren'"):
         LocationEncoder(network="sirene")  # type: ignore[arg-type]
+    for network in NETWORKS:
+        with pytest.raises(ValueError, match="out_features must be at least 1, got 0"):
+            LocationEncoder(network=network, out_features=0)
     with pytest.raises(ValueError, match="unknown encoding 'harmonics'"):
         LocationEncoder("harmonics")
     with pytest.raises(ValueError, match=r"lonlat must have shape \(N, 2\)"):

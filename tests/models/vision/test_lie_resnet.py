@@ -112,6 +112,10 @@ def test_bad_input() -> None:
         LieResNet(SL(2), 4, 0)
     with pytest.raises(ValueError, match="blocks must be at least 1, got 0"):
         LieResNet(SL(2), 4, 4, blocks=0)
+    with pytest.raises(ValueError, match="num_classes must be at least 1, got 0"):
+        LieResNet(SL(2), 4, 4, num_classes=0)
+    with pytest.raises(ValueError, match="in_channels must be at least 1, got 0"):
+        LieResNet(None, 4, 4, in_channels=0)
     with pytest.raises(ValueError, match="kernel_size must be odd and at least 3, got 4"):
         LieResNet(SL(2), 4, 4, kernel_size=4)
     with pytest.raises(ValueError, match="n must be 2 for samples, got 3"):

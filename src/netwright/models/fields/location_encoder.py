@@ -62,6 +62,7 @@ class LocationEncoder(nn.Module):
     ) -> None:
         super().__init__()
         checks.known("network", network, get_args(Network))
+        checks.at_least("out_features", out_features, 1)
         self.encoding = make_encoding(encoding, **options) if isinstance(encoding, str) else encoding
         if not isinstance(encoding, str) and options:
             checks.fail("options belong to an encoding that is given by its name", f"{sorted(options)} and a module")

@@ -127,7 +127,8 @@ class LieResNet(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        for name, value in {"num_samples": num_samples, "width": width, "blocks": blocks, "head": head}.items():
+        sizes = {"num_samples": num_samples, "width": width, "blocks": blocks, "num_classes": num_classes}
+        for name, value in (sizes | {"in_channels": in_channels, "head": head}).items():
             checks.at_least(name, value, 1)
         if kernel_size < 3 or kernel_size % 2 == 0:
             checks.fail("kernel_size must be odd and at least 3", kernel_size)
