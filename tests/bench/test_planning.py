@@ -1,5 +1,6 @@
 """What ``netwright plan`` says of networks whose theory is known, and that it leaves them alone."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -14,7 +15,7 @@ from netwright.bench.findings import Findings
 from netwright.bench.findings_report import write_report
 from netwright.bench.planning import SECTIONS, plan
 from netwright.cli import app
-from netwright.data import Splits, load
+from netwright.data import Splits, Task, load
 from netwright.theory.critical_init import critical_init_
 
 
@@ -118,7 +119,7 @@ def test_bad_input(digits: Splits) -> None:
     with pytest.raises(ValueError, match="unknown section 'widht'; did you mean 'width'"):
         plan(perceptron(nn.ReLU), digits, only=["widht"])
     with pytest.raises(ValueError, match="the nodes of a graph do"):
-        plan(perceptron(nn.ReLU), load("cora"))
+        plan(perceptron(nn.ReLU), dataclasses.replace(digits, task=Task.NODE_CLASSIFICATION))
 
 
 def test_report_escapes_what_users_write(found: Findings, tmp_path: Path) -> None:
